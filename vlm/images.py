@@ -1,0 +1,149 @@
+"""Pictures by content, and the one place that decides how many pixels and tokens a picture gets.
+
+Legend: H height, W width, C colour channels (3), P patches, D values of one patch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_DECODE_CACHE_SIZE = 256
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read or used. The message names the picture and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, held once and known by its content.
+
+    ``key`` is the SHA-256 of width, height and RGB bytes, so that the same pixels from two files, or from a tool, are the
+    same picture: they are encoded once in a batch and stored once in a run folder.
+
+    Make one with `Picture.open` (a file, kept on disk and decoded when needed) or `Picture.of` (pixels in memory).
+
+    >>> Picture.of(np.zeros((2, 3, 3), np.uint8)).width_px
+    3
+    """
+
+    key: str
+    width_px: int
+    height_px: int
+    path: str | None = None
+    _pixels: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Picture:
+        """The picture in a file. Raises `PictureError` when it is missing or broken."""
+        name = os.fspath(path)
+        try:
+            stat = os.stat(name)
+        except OSError as error:
+            raise PictureError(f"{name}: cannot be read ({error.strerror}); check the path and the image folder") from error
+        return _opened(name, stat.st_mtime_ns, stat.st_size)
+
+    @classmethod
+    def of(cls, pixels: Image.Image | np.ndarray) -> Picture:
+        """The picture with these pixels: a PIL image (any mode) or ``[H, W, 3]`` uint8."""
+        image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+        image = to_rgb(image)
+        return cls(_content_key(image), image.width, image.height, None, image)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "<bytes>") -> Picture:
+        """The picture encoded in ``data`` (PNG, JPEG, WebP ...). ``name`` is used in the error."""
+        return cls.of(_decode(io.BytesIO(data), name))
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """``(width, height)``."""
+        return self.width_px, self.height_px
+
+    def rgb(self) -> Image.Image:
+        """The decoded picture in RGB. Do not change it: it may be shared; copy it first."""
+        if self._pixels is not None:
+            return self._pixels
+        assert self.path is not None
+        stat = os.stat(self.path)
+        return _decoded(self.path, stat.st_mtime_ns, stat.st_size)
+
+    def save_png(self, folder: Path) -> str:
+        """Write the picture as ``<key>.png`` into ``folder`` unless it is there; return the file's name."""
+        name = f"{self.key[:24]}.png"
+        target = folder / name
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = target.with_name(f".{name}.{os.getpid()}")
+            self.rgb().save(unfinished, format="PNG")
+            os.replace(unfinished, target)
+        return name
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB pixels the way a viewer shows them: EXIF rotation applied, transparency over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
+    return image.convert("RGB")
+
+
+def _content_key(image: Image.Image) -> str:
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _decode(source: str | io.BytesIO, name: str) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return to_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{name}: not a readable picture ({error}); replace the file or remove its row") from error
+
+
+@functools.lru_cache(_DECODE_CACHE_SIZE)
+def _decoded(path: str, _mtime_ns: int, _size: int) -> Image.Image:
+    return _decode(path, path)
+
+
+@functools.lru_cache(65536)
+def _opened(path: str, mtime_ns: int, size: int) -> Picture:
+    image = _decoded(path, mtime_ns, size)
+    return Picture(_content_key(image), image.width, image.height, path)
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """How many pixels a picture may have once resized for the model.
+
+    A picture is resized so that both sides are multiples of the family's factor (patch size times merge size), its area lies
+    between the two bounds, and its aspect ratio is kept as well as possible (`qwen_vl_utils.smart_resize`).
+    """
+
+    min_pixels: int
+    max_pixels: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(f"pixel budget: 0 < min_pixels <= max_pixels expected, got {self.min_pixels} and {self.max_pixels}")
+
+    def resized(self, width_px: int, height_px: int, factor: int) -> tuple[int, int]:
+        """``(width, height)`` that the model sees. Raises `PictureError` beyond an aspect ratio of 200."""
+        from qwen_vl_utils.vision_process import smart_resize
+
+        try:
+            height, width = smart_resize(height_px, width_px, factor, self.min_pixels, self.max_pixels)
+        except ValueError as error:
+            raise PictureError(f"a picture of {width_px} x {height_px} px: {error}; crop it before use") from error
+        return width, height

@@ -1,0 +1,124 @@
+"""Messages: what people, tools and rewards see. Only `render.py` turns them into tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .images import Picture
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video as the frames that were kept, with the second at which each was taken."""
+
+    frames: tuple[Picture, ...]
+    times_s: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.frames or len(self.frames) != len(self.times_s):
+            raise ValueError(f"a clip needs one time per frame and at least one frame, got {len(self.frames)} frames, {len(self.times_s)} times")
+
+
+Part = str | Picture | Clip
+"""One piece of a message: text, a picture, or a video."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat: a role and its parts in the order in which the model reads them.
+
+    >>> Message.user(picture, "What letter is on the red triangle?")     # doctest: +SKIP
+    """
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def user(cls, *parts: Part) -> Message:
+        return cls("user", parts)
+
+    @classmethod
+    def system(cls, text: str) -> Message:
+        return cls("system", (text,))
+
+    @classmethod
+    def assistant(cls, *parts: Part) -> Message:
+        return cls("assistant", parts)
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined by nothing."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures in reading order, frames of clips included."""
+        return tuple(self._pictures())
+
+    def _pictures(self) -> Iterator[Picture]:
+        for part in self.parts:
+            if isinstance(part, Picture):
+                yield part
+            elif isinstance(part, Clip):
+                yield from part.frames
+
+
+def pictures_of(messages: Iterable[Message]) -> tuple[Picture, ...]:
+    """All pictures of a chat in reading order."""
+    return tuple(picture for message in messages for picture in message.pictures)
+
+
+def fill_placeholders(text: str, pictures: Sequence[Picture], where: str, placeholder: str = "<image>") -> tuple[Part, ...]:
+    """Split ``text`` at each placeholder and put the pictures there, in order.
+
+    With no placeholder the pictures come first, as the released data sets mean it. Any other mismatch raises `ValueError`
+    naming ``where`` (a sample or a line): nothing is dropped.
+    """
+    pieces = text.split(placeholder)
+    if len(pieces) == 1:
+        return (*pictures, text) if text else tuple(pictures)
+    if len(pieces) - 1 != len(pictures):
+        raise ValueError(f"{where}: {len(pieces) - 1} {placeholder} in the text but {len(pictures)} pictures; make them equal, or leave all {placeholder} out")
+    parts: list[Part] = []
+    for piece, picture in zip(pieces, (*pictures, None), strict=True):
+        if piece:
+            parts.append(piece)
+        if picture is not None:
+            parts.append(picture)
+    return tuple(parts)
+
+
+def to_json(messages: Sequence[Message], store: Callable[[Picture], str]) -> list[dict[str, Any]]:
+    """JSON form of a chat; ``store`` saves a picture and returns the name that is written in its place."""
+
+    def part_json(part: Part) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        if isinstance(part, Picture):
+            return {"type": "image", "image": store(part), "size_px": list(part.size_px)}
+        return {"type": "video", "frames": [store(frame) for frame in part.frames], "times_s": list(part.times_s)}
+
+    return [{"role": message.role, "content": [part_json(part) for part in message.parts]} for message in messages]
+
+
+def from_json(data: Sequence[Mapping[str, Any]], load: Callable[[str], Picture]) -> tuple[Message, ...]:
+    """Inverse of `to_json`; ``load`` opens a picture by its stored name. A string as ``content`` is text."""
+
+    def part(entry: Mapping[str, Any]) -> Part:
+        kind = entry.get("type")
+        if kind == "text":
+            return str(entry["text"])
+        if kind == "image":
+            return load(entry["image"])
+        if kind == "video":
+            return Clip(tuple(load(name) for name in entry["frames"]), tuple(entry["times_s"]))
+        raise ValueError(f"unknown message part {kind!r}; expected text, image or video")
+
+    return tuple(
+        Message(entry["role"], (entry["content"],) if isinstance(entry["content"], str) else tuple(part(piece) for piece in entry["content"]))
+        for entry in data
+    )
