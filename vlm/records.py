@@ -200,8 +200,7 @@ class Signal:
     - kd: ``kd_weights_NK`` times the divergence to the teacher, who reads the same actions under ``teacher_view``.
 
     ``teacher_logprobs_NK`` are the teacher's log-probs of the sampled tokens where a signal needed them. None: stream absent.
-    ``divergence`` names the kd divergence (see `train.divergence`); signals of different divergences may share a batch.
-    ``stream`` names the loss under which metrics are reported ("opd", "anchor:crop", ...).
+    ``stream`` names the loss this belongs to ("distill", "anchor:crop" ...): its divergence, weight and denominator.
     """
 
     rollout: Rollout
@@ -210,7 +209,6 @@ class Signal:
     kd_weights_NK: tuple[tuple[float, ...], ...] | None = None
     teacher_logprobs_NK: tuple[tuple[float, ...], ...] | None = None
     teacher_view: View | None = None
-    divergence: str = "jsd"
     stream: str = ""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,395 @@
+"""Recipes: one YAML file says a whole run, and nothing is silently ignored.
+
+`load_recipe` reads a file (or the name of a recipe that ships with foveate), applies ``key.sub=value`` overrides and validates.
+An unknown key is an error with a did-you-mean; a bad combination is refused here, with the way out in the message, and not
+hours later in the loop.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from ..datasets.spec import DataSpec
+from ..datasets.views import ViewSpec, resolve_view
+from ..rewards.combine import RewardSpec
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read or makes no sense. The message names the file and the key."""
+
+
+class Part(pydantic.BaseModel):
+    """Base of all parts of a recipe: immutable, unknown keys are errors."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelPart(Part):
+    """Which weights, how they are held, and how many pixels a picture gets."""
+
+    name: str = "tiny"
+    """"tiny" (embedded), a folder in Hugging Face format, or a hub id such as Qwen/Qwen3-VL-4B-Instruct."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the trained weights. On a GPU the compute type is `compute`; keep float32 here: small steps vanish in bfloat16."""
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the arithmetic: auto is bfloat16 autocast on CUDA and float32 on a CPU."""
+    device: str = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    freeze: tuple[Literal["vision", "projector", "language"], ...] = ()
+    """Parts whose weights stay as they are."""
+    gradient_checkpointing: bool = False
+    """Recompute layers in backward: less memory, about a third more time."""
+
+
+class SamplingPart(Part):
+    """How rollouts are sampled. The log-probs that are kept are those of the distribution really sampled from."""
+
+    temperature: float = pydantic.Field(1.0, ge=0)
+    top_p: float = pydantic.Field(1.0, gt=0, le=1)
+    top_k: int = pydantic.Field(0, ge=0)
+    """0: all tokens."""
+    max_new_tokens: int = pydantic.Field(1024, ge=1)
+    """Limit of one turn."""
+    max_turns: int = pydantic.Field(1, ge=1)
+    """1: no tools."""
+
+
+class Weighted(Part):
+    """What every signal has in common."""
+
+    weight: float = pydantic.Field(1.0, ge=0)
+    reduction: Literal["token", "sequence"] = "token"
+    """token: mean over all action tokens of the step; sequence: mean over rollouts of each rollout's mean."""
+
+
+class SftSignal(Weighted):
+    """Supervised fine-tuning: minus the log-prob of a target text under the student's view; nothing is sampled."""
+
+    kind: Literal["sft"]
+    target: str = "<answer>{answer}</answer>"
+    """The text to learn; {answer} and {rationale} are filled in from the sample."""
+
+
+class DistillSignal(Weighted):
+    """On-policy self-distillation: the teacher re-scores the student's own tokens under a privileged view."""
+
+    kind: Literal["distill"]
+    teacher: ViewSpec
+    """What the teacher is shown (a preset's name or a view)."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "jsd"
+    beta: float = pydantic.Field(0.5, gt=0, lt=1)
+    """Weight of the teacher in the mixture of jsd."""
+    support: Literal["full", "top", "sampled"] = "full"
+    """full vocabulary; top: the student's top_c candidates and one bucket for the rest; sampled: the sampled token alone."""
+    top_c: int = pydantic.Field(100, ge=1)
+    temperature: float = pydantic.Field(1.0, gt=0)
+    """Divides the logits of both before they are compared."""
+
+    @pydantic.field_validator("teacher", mode="before")
+    @classmethod
+    def _teacher(cls, value: Any) -> Any:
+        return resolve_view(value)
+
+    @pydantic.model_validator(mode="after")
+    def _sampled_is_reverse(self) -> DistillSignal:
+        if self.support == "sampled" and self.divergence != "reverse_kl":
+            raise ValueError("support: sampled estimates the reverse KL and nothing else; set divergence: reverse_kl, or support: full or top")
+        return self
+
+
+class GrpoSignal(Weighted):
+    """Group-relative policy gradient in its plain form (DeepSeekMath, 2402.03300, section 4.1)."""
+
+    kind: Literal["grpo"]
+    reward: RewardSpec = RewardSpec()
+    scale: Literal["std", "none"] = "std"
+    """Divide the group's centred rewards by their standard deviation, or not (Dr. GRPO, 2503.20783)."""
+    clip_low: float = pydantic.Field(0.2, ge=0)
+    clip_high: float = pydantic.Field(0.2, ge=0)
+
+
+AnySignal = Annotated[SftSignal | DistillSignal | GrpoSignal, pydantic.Field(discriminator="kind")]
+
+
+class Anchor(Part):
+    """A skill to keep: own prompts in one view, sampled by the student, held to the teacher's weights in the same view."""
+
+    name: str
+    view: ViewSpec
+    data: DataSpec | None = None
+    """None: the run's own data."""
+    prompts: int = pydantic.Field(ge=1)
+    """Prompts per step."""
+    weight: float = pydantic.Field(1.0, ge=0)
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    max_new_tokens: int | None = None
+    max_turns: int = 1
+
+    @pydantic.field_validator("view", mode="before")
+    @classmethod
+    def _view(cls, value: Any) -> Any:
+        return resolve_view(value)
+
+
+class TeacherPart(Part):
+    """Whose weights the teacher has."""
+
+    weights: Literal["frozen", "ema", "sync", "trust_region", "current"] = "frozen"
+    rate: float = pydantic.Field(0.05, gt=0, le=1)
+    """ema: share of the student taken over after each step. trust_region: share of the student's logits in the teacher's."""
+    every: int = pydantic.Field(50, ge=1)
+    """sync: steps between two copies of the student."""
+    path: str | None = None
+    """Other weights to start from (same tokenizer); None: the student's own initial weights."""
+    accept_collapse: bool = False
+    """`current` has no brake of its own: the published ablation fell to .59. Say true to run it all the same."""
+
+    @pydantic.model_validator(mode="after")
+    def _brake(self) -> TeacherPart:
+        if self.weights == "current" and not self.accept_collapse:
+            raise ValueError(
+                "teacher.weights: current lets student and teacher drift together and collapses (Vision-OPD's ablation: 0.59 against "
+                "0.79); use frozen, ema or trust_region, or set teacher.accept_collapse: true to see it happen"
+            )
+        if self.weights == "current" and self.path is not None:
+            raise ValueError("teacher.path makes no sense with weights: current; remove one")
+        return self
+
+
+class OptimizerPart(Part):
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = pydantic.Field(gt=0)
+    """AdamW's step."""
+    muon_lr: float = pydantic.Field(0.006, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float = pydantic.Field(1.0, gt=0)
+    warmup_steps: int = pydantic.Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_frac: float = pydantic.Field(0.1, ge=0, le=1)
+    """Step at the end as a share of the full step (linear, cosine)."""
+    spike_factor: float = pydantic.Field(20.0, gt=1)
+    """A gradient norm above this many running medians is a spike."""
+    on_spike: Literal["clip", "skip", "stop"] = "clip"
+
+
+class EvalPart(Part):
+    """The held-out split, seen through several views, before, during and after."""
+
+    data: DataSpec
+    views: dict[str, ViewSpec]
+    every: int = pydantic.Field(0, ge=0)
+    """Steps between evaluations; 0: only before and after."""
+    during: int | None = None
+    """Samples used for the evaluations during training; None: all."""
+    extra: dict[str, DataSpec] = {}
+    """Other data for some of the views, by the view's name."""
+    tools: tuple[str, ...] = ()
+    """Views in which tool calls are executed."""
+    max_new_tokens: int = 64
+
+    @pydantic.field_validator("views", mode="before")
+    @classmethod
+    def _views(cls, value: Any) -> Any:
+        return {name: resolve_view(view) for name, view in value.items()} if isinstance(value, dict) else value
+
+    @pydantic.model_validator(mode="after")
+    def _names(self) -> EvalPart:
+        for name in (*self.extra, *self.tools):
+            if name not in self.views:
+                raise ValueError(f"eval: {name!r} is not one of the views {sorted(self.views)}")
+        return self
+
+
+class CheckpointPart(Part):
+    every: int = pydantic.Field(50, ge=1)
+    keep_last: int = pydantic.Field(2, ge=1)
+    best_metric: str | None = None
+    """An evaluation metric such as eval/full/accuracy; its best checkpoint is kept too. None: no best."""
+
+
+class RunConfig(Part):
+    """A whole run."""
+
+    name: str
+    model: ModelPart = ModelPart()
+    seed: int = 0
+    steps: int = pydantic.Field(ge=1)
+    data: DataSpec
+    student: ViewSpec
+    """What the student is shown (a preset's name or a view)."""
+    prompts: int = pydantic.Field(ge=1)
+    """Prompts per step."""
+    rollouts: int = pydantic.Field(1, ge=1)
+    """Rollouts per prompt."""
+    sampling: SamplingPart = SamplingPart()
+    signals: tuple[AnySignal, ...] = pydantic.Field(min_length=1)
+    teacher: TeacherPart = TeacherPart()
+    anchors: tuple[Anchor, ...] = ()
+    optimizer: OptimizerPart
+    updates_per_step: int = pydantic.Field(1, ge=1)
+    """Optimizer steps on one set of rollouts; 1 is strictly on-policy."""
+    micro_tokens: int = pydantic.Field(16384, ge=1)
+    """Packed tokens per forward pass; a group is never cut."""
+    threads: int | None = pydantic.Field(None, ge=1)
+    """CPU threads of torch; None: torch's own choice."""
+    leak_check: bool = True
+    """Refuse student views that carry something privileged."""
+    eval: EvalPart | None = None
+    checkpoint: CheckpointPart = CheckpointPart()
+    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    log_rollouts_every: int = pydantic.Field(25, ge=1)
+    log_rollouts: int = pydantic.Field(8, ge=0)
+    """Rollouts written with their pictures each time."""
+
+    @pydantic.field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @pydantic.field_validator("student", mode="before")
+    @classmethod
+    def _student(cls, value: Any) -> Any:
+        return resolve_view(value)
+
+    @pydantic.model_validator(mode="after")
+    def _sense(self) -> RunConfig:
+        kinds = [signal.kind for signal in self.signals]
+        if "sft" in kinds and len(kinds) > 1:
+            raise ValueError("signals: sft samples nothing and cannot share a step's rollouts with another signal; use two runs")
+        if "grpo" in kinds and self.rollouts < 2:
+            raise ValueError("rollouts: grpo compares the rollouts of one prompt; at least 2 are needed")
+        truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
+        if truncated and self.updates_per_step > 1:
+            raise ValueError("updates_per_step > 1 compares new log-probs with sampled ones, which top_p / top_k have changed; use top_p: 1, top_k: 0")
+        if self.sampling.temperature == 0 and "sft" not in kinds:
+            raise ValueError("sampling.temperature: 0 samples one and the same rollout and has no log-probs to learn from; use 1.0")
+        if len({anchor.name for anchor in self.anchors}) < len(self.anchors):
+            raise ValueError("anchors: each needs a name of its own")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.anchors) or any(signal.kind == "distill" for signal in self.signals)
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that ships with foveate (``tiny/vision_opd``)."""
+    given = Path(name)
+    if given.is_file():
+        return given
+    shipped = RECIPES / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    if shipped.is_file():
+        return shipped
+    known = recipe_names()
+    near = difflib.get_close_matches(name, known, 3, 0.3)
+    raise RecipeError(f"{name}: no such file, and no recipe of that name; " + (f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"))
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with foveate."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read, override and validate a recipe. Raises `RecipeError`."""
+    path = recipe_path(str(name))
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {type(data).__name__}")
+    for override in overrides:
+        _override(data, override)
+    return parse_recipe(data, str(path))
+
+
+def parse_recipe(data: dict[str, Any], where: str = "recipe") -> RunConfig:
+    """Validate a recipe given as a mapping. Raises `RecipeError` with one line per mistake."""
+    try:
+        return RunConfig.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{where}:\n" + "\n".join(_explain(detail) for detail in error.errors())) from error
+
+
+def dump_recipe(config: RunConfig) -> str:
+    """The resolved recipe as YAML; `load_recipe` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors."""
+    return RunConfig.model_json_schema()
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r}: expected key.sub=value")
+    *parents, last = key.split(".")
+    node: Any = data
+    if parents == ["model"] and isinstance(data.get("model"), str):
+        data["model"] = {"name": data["model"]}
+    for parent in parents:
+        if isinstance(node, list):
+            node = _element(node, parent, override)
+        else:
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+        if not isinstance(node, dict | list):
+            raise RecipeError(f"override {override!r}: {parent} is a single value and has no keys below it")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML ({error})") from error
+    if isinstance(node, list):
+        _element(node, last, override)
+        node[int(last)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _element(node: list[Any], index: str, override: str) -> Any:
+    if not index.isdigit() or int(index) >= len(node):
+        raise RecipeError(f"override {override!r}: {index!r} is not a place in a list of {len(node)} (they count from 0)")
+    return node[int(index)]
+
+
+def _explain(detail: Any) -> str:
+    place = ".".join(str(piece) for piece in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        given = detail.get("input")
+        shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+        return f"  {place}: {detail['msg'].removeprefix('Value error, ')}{shown}"
+    unknown = str(detail["loc"][-1])
+    near = difflib.get_close_matches(unknown, sorted(_all_keys()), 3, 0.6)
+    return f"  {place}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+
+def _all_keys() -> set[str]:
+    keys: set[str] = set()
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            keys.update(node.get("properties", {}))
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(recipe_schema())
+    return keys

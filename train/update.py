@@ -1,0 +1,137 @@
+"""One optimizer step: student forward, teacher forward, loss, backward, clip, step. Knows streams, not methods."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ..vlm.backbone import hidden_rows
+from ..vlm.load import VLM
+from .batch import Batch, RowAddress, Stream
+from .losses import HeadStats, KDRows, PolicyRows, RowLoss, head_loss
+from .teacher import Teacher
+
+
+@dataclass
+class Tally:
+    """Sums over a step's rows, for means that do not depend on how the step was cut."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, values: torch.Tensor) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + float(values.sum())
+        self.counts[name] = self.counts.get(name, 0.0) + values.numel()
+
+    def means(self) -> dict[str, float]:
+        return {name: total / max(1.0, self.counts[name]) for name, total in self.sums.items()}
+
+
+@dataclass
+class Gradients:
+    """What `accumulate` found: the loss, means per row, and the divergence of every loss row by its address."""
+
+    loss: float
+    tally: Tally
+    divergence_of: dict[tuple[str, int], list[list[float]]]
+
+
+def autocast(vlm: VLM, compute: str) -> contextlib.AbstractContextManager[None]:
+    """bfloat16 arithmetic on CUDA (compute: auto or bfloat16), nothing elsewhere."""
+    if compute == "float32" or (compute == "auto" and vlm.device.type != "cuda"):
+        return contextlib.nullcontext()
+    return torch.autocast(vlm.device.type, torch.bfloat16)
+
+
+def accumulate(vlm: VLM, teacher: Teacher | None, batches: Sequence[Batch], temperature: float, compute: str = "auto") -> Gradients:
+    """Forward and backward over all micro-batches; the gradients of their sum are left in ``.grad``.
+
+    Teacher and student read their own prompts and pictures; the head, the log-probs and the divergences are computed in chunks
+    of rows from hidden states, so no rows x vocabulary tensor exists.
+    """
+    found = Gradients(0.0, Tally(), {})
+    for batch in batches:
+        teacher_hidden = None
+        if batch.teacher is not None:
+            assert teacher is not None and batch.teacher_keep_R is not None, "a kd stream needs a teacher"
+            with torch.no_grad(), autocast(vlm, compute):
+                teacher_hidden = hidden_rows(teacher.vlm, batch.teacher, batch.teacher_keep_R)
+        with autocast(vlm, compute):
+            hidden = hidden_rows(vlm, batch.packed, batch.keep_R)
+            rows = _row_loss(batch, teacher, teacher_hidden, vlm.device)
+            loss, stats = head_loss(hidden, vlm.head_weight, rows, temperature=temperature, banned_ids=vlm.renderer.banned_ids, want_entropy=True)
+        loss.backward()
+        found.loss += float(loss.detach())
+        _record(found, batch, stats)
+    return found
+
+
+def _row_loss(batch: Batch, teacher: Teacher | None, teacher_hidden: torch.Tensor | None, device: torch.device) -> RowLoss:
+    ce = torch.zeros(len(batch.keep_R))
+    for part in batch.ce:
+        ce.index_add_(0, part.index_R, part.weights_R)
+    policy = [
+        PolicyRows(
+            index_R=part.index_R.to(device),
+            advantages_R=part.advantages_R.to(device),
+            weights_R=part.weights_R.to(device),
+            old_logprobs_R=part.old_logprobs_R.to(device),
+            clip_low=part.stream.clip_low,
+            clip_high=part.stream.clip_high,
+        )
+        for part in batch.rl
+    ]
+    kd = []
+    for row in batch.kd:
+        assert teacher is not None and teacher_hidden is not None
+        kd.append(
+            KDRows(
+                index_R=row.index_R.to(device),
+                weights_R=row.weights_R.to(device),
+                divergence=row.stream.divergence,
+                beta=row.stream.beta,
+                support=row.stream.support,
+                top_c=row.stream.top_c,
+                temperature=row.stream.temperature,
+                mix=teacher.mix,
+                teacher_hidden_RD=teacher_hidden[row.teacher_index_R.to(device)],
+                teacher_weight_VD=teacher.vlm.head_weight,
+            )
+        )
+    return RowLoss(targets_R=batch.targets_R.to(device), ce_weights_R=ce.to(device) if batch.ce else None, policy=tuple(policy), kd=tuple(kd))
+
+
+def _record(found: Gradients, batch: Batch, stats: HeadStats) -> None:
+    for part, values in zip(batch.kd, stats.kd, strict=True):
+        found.tally.add(f"loss/{part.stream.name}/divergence", values)
+        if part.stream.name == "distill":
+            _by_address(found.divergence_of, [batch.addresses[index] for index in part.index_R.tolist()], values.tolist())
+    for part in batch.rl:
+        ratio = (stats.logprobs_R.cpu()[part.index_R] - part.old_logprobs_R).exp()
+        found.tally.add(f"loss/{part.stream.name}/advantage", part.advantages_R)
+        found.tally.add(f"loss/{part.stream.name}/ratio", ratio)
+        if part.stream.clip_low is not None and part.stream.clip_high is not None:
+            outside = (ratio < 1 - part.stream.clip_low) | (ratio > 1 + part.stream.clip_high)
+            found.tally.add(f"loss/{part.stream.name}/outside_clip_frac", outside.float())
+    for part in batch.ce:
+        found.tally.add(f"loss/{part.stream.name}/nll", -stats.logprobs_R.cpu()[part.index_R])
+    if stats.entropy_R is not None:
+        found.tally.add("policy/entropy", stats.entropy_R)
+
+
+def _by_address(store: dict[tuple[str, int], list[list[float]]], addresses: Sequence[RowAddress], values: Sequence[float]) -> None:
+    for address, value in zip(addresses, values, strict=True):
+        turns = store.setdefault((address.rollout.group_id, address.rollout.index), [[0.0] * len(turn.action_ids_K) for turn in address.rollout.turns])
+        turns[address.turn][address.k] = value
+
+
+def streams_by_name(streams: Iterator[Stream] | Sequence[Stream]) -> Mapping[str, Stream]:
+    """Streams by name; two of one name are a programming error."""
+    table: dict[str, Stream] = {}
+    for stream in streams:
+        assert stream.name not in table, f"two streams named {stream.name}"
+        table[stream.name] = stream
+    return table
