@@ -35,7 +35,7 @@ IMAGINE_SYSTEM = "Imagine zooming in, then answer."
 
 @dataclass(frozen=True)
 class Question:
-    """``targets`` are the indices of the objects whose sight decides the answer; ``tag`` tells it from its siblings in the scene."""
+    """``targets`` are the indices of the objects whose sight decides the answer; ``tag`` tells it from others of the scene."""
 
     kind: str
     text: str
@@ -153,6 +153,7 @@ def questions(scene: Scene, kinds: Sequence[str], count: int) -> list[Question]:
                 del streams[kind]
             elif len(found) < count:
                 text, answer, targets, tag = drawn
-                seen = ". ".join(f"The {item.name} at {item.place} shows {item.letter}" for item in (scene.objects[k] for k in targets))
+                items = [scene.objects[index] for index in targets]
+                seen = ". ".join(f"The {item.name} at {item.place} shows {item.letter}" for item in items)
                 found.append(Question(kind, text, answer, targets, tag, _MAKERS[kind][0], f"{seen}." if seen else ""))
     return found

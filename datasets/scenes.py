@@ -184,10 +184,7 @@ class Scene:
         for item in self.objects:
             _draw_shape(canvas, item, side)
             _draw_letter(canvas, item, side, self.world.glyph_px, scale)
-        if self.world.noise_sd:
-            noise = _noise(side, self.seed)
-            canvas = np.clip(canvas + noise * np.float32(self.world.noise_sd), 0, 255).astype(np.uint8)
-        return canvas
+        return cv2.add(canvas, _noise(side, self.seed, self.world.noise_sd), dtype=cv2.CV_8U) if self.world.noise_sd else canvas
 
     def picture(self, canvas_px: int | None = None) -> Picture:
         return Picture.of(self.draw(canvas_px))
@@ -222,7 +219,7 @@ class Scene:
                 source=f"synth:{self.world.name}",
                 kind=question.kind,
                 difficulty=question.difficulty,
-                tags={"world": self.world.name, "scene": str(self.seed), "target": ",".join(str(index) for index in question.targets)},
+                tags={"world": self.world.name, "scene": str(self.seed), "target": ",".join(map(str, question.targets))},
             )
             for question in questions(self, kinds, count)
         ]
@@ -247,9 +244,8 @@ def scene(world: World | str, seed: int, *, num_objects: int | None = None) -> S
         half = float(sides[k]) / 2
         x, y = ((index + 0.5) / chosen.grid + float(shift) for index, shift in ((column, jitters[k, 0]), (row, jitters[k, 1])))
         x, y = (min(max(value, half), 1 - half) for value in (x, y))
-        objects.append(
-            SceneObject(str(colours[k]), SHAPES[shape_ids[k]], LETTERS[letter_ids[k]], x, y, float(sides[k]), row, column, int(inks[k]))
-        )
+        shape, letter = SHAPES[shape_ids[k]], LETTERS[letter_ids[k]]
+        objects.append(SceneObject(str(colours[k]), shape, letter, x, y, float(sides[k]), row, column, int(inks[k])))
     ends, greys = rng.random((chosen.num_lines, 4)), rng.integers(140, 200, chosen.num_lines)
     lines = tuple((float(e[0]), float(e[1]), float(e[2]), float(e[3]), int(grey)) for e, grey in zip(ends, greys, strict=True))
     return Scene(chosen, seed, tuple(objects), lines, int(rng.integers(222, 246)))
@@ -330,18 +326,14 @@ def _draw_letter(canvas: np.ndarray, item: SceneObject, side: int, glyph_px: tup
     patch[:] = (patch * (1 - weight) + item.ink * weight).round().astype(np.uint8)
 
 
-@functools.lru_cache(1)
-def _noise_tile() -> np.ndarray:
-    return np.random.default_rng(20261120).standard_normal((2 * _NOISE_TILE_PX, 2 * _NOISE_TILE_PX, 3), np.float32)
+@functools.lru_cache(8)
+def _noise_tile(sd: float, side: int) -> np.ndarray:
+    values = np.random.default_rng(20261120).standard_normal((side, side, 3), np.float32)
+    return (values * np.float32(sd)).round().astype(np.int16)
 
 
-def _noise(side: int, seed: int) -> np.ndarray:
-    """Unit gaussian noise ``[side, side, 3]``: a window of one fixed tile, since drawing it anew would cost more than the scene."""
-    tile = _noise_tile()
-    if side > tile.shape[0] // 2:
-        repeats = -(-2 * side // tile.shape[0])
-        tile = np.tile(tile, (repeats, repeats, 1))
-    rng = np.random.default_rng([7, seed])
-    top, left = rng.integers(0, tile.shape[0] - side, 2)
-    window = tile[top : top + side, left : left + side]
-    return window[:: int(rng.choice((-1, 1))), :: int(rng.choice((-1, 1)))]
+def _noise(side: int, seed: int, sd: float) -> np.ndarray:
+    """Gaussian noise ``[side, side, 3]`` int16: a window of one fixed tile, since drawing it anew costs more than the scene."""
+    tile = _noise_tile(sd, 2 * max(side, _NOISE_TILE_PX))
+    top, left = np.random.default_rng([7, seed]).integers(0, tile.shape[0] - side, 2)
+    return np.ascontiguousarray(tile[top : top + side, left : left + side])
