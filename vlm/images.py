@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,9 +37,9 @@ class Picture:
     """
 
     key: str
-    width_px: int
-    height_px: int
-    path: str | None = None
+    width_px: int = field(compare=False)
+    height_px: int = field(compare=False)
+    path: str | None = field(default=None, compare=False)
     _pixels: Image.Image | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -128,7 +129,7 @@ class PixelBudget:
     """How many pixels a picture may have once resized for the model.
 
     A picture is resized so that both sides are multiples of the family's factor (patch size times merge size), its area lies
-    between the two bounds, and its aspect ratio is kept as well as possible (`qwen_vl_utils.smart_resize`).
+    between the two bounds, and its aspect ratio is kept as well as possible.
     """
 
     min_pixels: int
@@ -138,12 +139,61 @@ class PixelBudget:
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ValueError(f"pixel budget: 0 < min_pixels <= max_pixels expected, got {self.min_pixels} and {self.max_pixels}")
 
-    def resized(self, width_px: int, height_px: int, factor: int) -> tuple[int, int]:
-        """``(width, height)`` that the model sees. Raises `PictureError` beyond an aspect ratio of 200."""
-        from qwen_vl_utils.vision_process import smart_resize
+    def resized(self, width_px: int, height_px: int, factor: int, num_frames: int = 1, frame_multiple: int = 1) -> tuple[int, int]:
+        """``(width, height)`` that the model sees. Raises `PictureError` beyond an aspect ratio of 200.
 
-        try:
-            height, width = smart_resize(height_px, width_px, factor, self.min_pixels, self.max_pixels)
-        except ValueError as error:
-            raise PictureError(f"a picture of {width_px} x {height_px} px: {error}; crop it before use") from error
+        The rule is that of the Hugging Face image processor of Qwen2-VL and later (tests compare the two), so that an inference
+        engine with that processor sees the same grid. With ``num_frames`` the two bounds hold for all frames together, counted
+        to the nearest multiple of ``frame_multiple``.
+        """
+        if max(width_px, height_px) > 200 * min(width_px, height_px):
+            raise PictureError(f"a picture of {width_px} x {height_px} px: its sides differ by more than a factor of 200; crop it before use")
+        height, width = round(height_px / factor) * factor, round(width_px / factor) * factor
+        area = num_frames * width_px * height_px
+        total = round(num_frames / frame_multiple) * frame_multiple * height * width
+        if total > self.max_pixels:
+            shrink = math.sqrt(area / self.max_pixels)
+            height = max(factor, math.floor(height_px / shrink / factor) * factor)
+            width = max(factor, math.floor(width_px / shrink / factor) * factor)
+        elif total < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / area)
+            height = math.ceil(height_px * grow / factor) * factor
+            width = math.ceil(width_px * grow / factor) * factor
         return width, height
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSettings:
+    """How a video is read and resized.
+
+    ``fps`` and ``max_frames`` say which frames are kept (frames per second; an upper bound). ``budget`` bounds one frame for
+    Qwen2-VL and Qwen2.5-VL, and all frames together for Qwen3-VL and Qwen3.5, as their own processors mean it.
+    ``tokens_per_second`` scales the time axis of Qwen2.5-VL's positions; the other families ignore it.
+    """
+
+    budget: PixelBudget
+    fps: float = 2.0
+    max_frames: int = 768
+    tokens_per_second: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """How pixels become patches: what the files of a model's processor say.
+
+    A patch is ``temporal_patch_size`` frames of ``patch_size`` x ``patch_size`` px; ``merge_size`` x ``merge_size`` patches
+    make one token. ``mean`` and ``std`` are per colour channel, of values from 0 to 1.
+    """
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    budget: PixelBudget
+    video: VideoSettings
+
+    @property
+    def factor(self) -> int:
+        """Side of one token in px: both sides of a resized picture are multiples of it."""
+        return self.patch_size * self.merge_size
