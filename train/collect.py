@@ -30,6 +30,13 @@ class Task:
     seed: int
     toolbox: Toolbox | None = None
     leak_check: bool = False
+    pool: tuple[Group, ...] = ()
+    """Groups played beforehand, used in turn in place of new ones."""
+
+    def pooled(self, size: int, engine: Engine, renderer: Renderer) -> Task:
+        """This task with at least ``size`` groups played now, with the weights that the engine has now."""
+        groups = [group for step in range(-(-size // self.prompts)) for group in self.play(step, engine, renderer)]
+        return dataclasses.replace(self, pool=tuple(groups))
 
     def draw(self, step: int) -> list[tuple[Sample, View]]:
         """The samples of a step with their student views: a function of seed and step alone, so a resumed run goes on exactly."""
@@ -43,7 +50,9 @@ class Task:
         return drawn
 
     def play(self, step: int, engine: Engine, renderer: Renderer) -> list[Group]:
-        """Sample the step's rollouts."""
+        """The step's rollouts: sampled now, or the pool's next."""
+        if self.pool:
+            return [_named(self.pool[(step * self.prompts + place) % len(self.pool)], self.name, step, place) for place in range(self.prompts)]
         sampling = Sampling(self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, self.sampling.max_new_tokens)
         groups = rollout(
             self.draw(step),

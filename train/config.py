@@ -121,7 +121,7 @@ AnySignal = Annotated[SftSignal | DistillSignal | GrpoSignal, pydantic.Field(dis
 
 
 class Anchor(Part):
-    """A skill to keep: own prompts in one view, sampled by the student, held to the teacher's weights in the same view."""
+    """A skill to keep: own prompts in one view, played in that view, held to the teacher's weights in the same view."""
 
     name: str
     view: ViewSpec
@@ -131,8 +131,11 @@ class Anchor(Part):
     """Prompts per step."""
     weight: float = pydantic.Field(1.0, ge=0)
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    pool: int = pydantic.Field(0, ge=0)
+    """0: the student plays new rollouts at each step. Else so many rollouts are played once, with the initial weights, and used
+    in turn: long tool trajectories then cost nothing while training."""
     max_new_tokens: int | None = None
-    max_turns: int = 1
+    max_turns: int = pydantic.Field(1, ge=1)
 
     @pydantic.field_validator("view", mode="before")
     @classmethod
@@ -215,8 +218,8 @@ class EvalPart(Part):
 class CheckpointPart(Part):
     every: int = pydantic.Field(50, ge=1)
     keep_last: int = pydantic.Field(2, ge=1)
-    best_metric: str | None = None
-    """An evaluation metric such as eval/full/accuracy; its best checkpoint is kept too. None: no best."""
+    best_view: str | None = None
+    """A view of the held-out split; the checkpoint with its best accuracy is kept too. None: no best."""
 
 
 class RunConfig(Part):
@@ -234,7 +237,7 @@ class RunConfig(Part):
     rollouts: int = pydantic.Field(1, ge=1)
     """Rollouts per prompt."""
     sampling: SamplingPart = SamplingPart()
-    signals: tuple[AnySignal, ...] = pydantic.Field(min_length=1)
+    signals: tuple[AnySignal, ...]
     teacher: TeacherPart = TeacherPart()
     anchors: tuple[Anchor, ...] = ()
     optimizer: OptimizerPart
@@ -266,6 +269,8 @@ class RunConfig(Part):
     @pydantic.model_validator(mode="after")
     def _sense(self) -> RunConfig:
         kinds = [signal.kind for signal in self.signals]
+        if not kinds:
+            raise ValueError("signals: a run needs at least one of sft, distill, grpo")
         if "sft" in kinds and len(kinds) > 1:
             raise ValueError("signals: sft samples nothing and cannot share a step's rollouts with another signal; use two runs")
         if "grpo" in kinds and self.rollouts < 2:
@@ -275,6 +280,8 @@ class RunConfig(Part):
             raise ValueError("updates_per_step > 1 compares new log-probs with sampled ones, which top_p / top_k have changed; use top_p: 1, top_k: 0")
         if self.sampling.temperature == 0 and "sft" not in kinds:
             raise ValueError("sampling.temperature: 0 samples one and the same rollout and has no log-probs to learn from; use 1.0")
+        if self.checkpoint.best_view is not None and (self.eval is None or self.checkpoint.best_view not in self.eval.views):
+            raise ValueError(f"checkpoint.best_view: {self.checkpoint.best_view!r} is not one of eval.views")
         if len({anchor.name for anchor in self.anchors}) < len(self.anchors):
             raise ValueError("anchors: each needs a name of its own")
         return self

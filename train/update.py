@@ -101,23 +101,21 @@ def _row_loss(batch: Batch, teacher: Teacher | None, teacher_hidden: torch.Tenso
                 teacher_weight_VD=teacher.vlm.head_weight,
             )
         )
-    return RowLoss(targets_R=batch.targets_R.to(device), ce_weights_R=ce.to(device) if batch.ce else None, policy=tuple(policy), kd=tuple(kd))
+    return RowLoss(targets_R=batch.targets_R.to(device), ce_weights_R=ce.to(device) if batch.ce else None, policy=policy, kd=kd)
 
 
 def _record(found: Gradients, batch: Batch, stats: HeadStats) -> None:
-    for part, values in zip(batch.kd, stats.kd, strict=True):
+    for part, values in zip(batch.kd, stats.kd_R, strict=True):
         found.tally.add(f"loss/{part.stream.name}/divergence", values)
         if part.stream.name == "distill":
             _by_address(found.divergence_of, [batch.addresses[index] for index in part.index_R.tolist()], values.tolist())
-    for part in batch.rl:
-        ratio = (stats.logprobs_R.cpu()[part.index_R] - part.old_logprobs_R).exp()
-        found.tally.add(f"loss/{part.stream.name}/advantage", part.advantages_R)
-        found.tally.add(f"loss/{part.stream.name}/ratio", ratio)
-        if part.stream.clip_low is not None and part.stream.clip_high is not None:
-            outside = (ratio < 1 - part.stream.clip_low) | (ratio > 1 + part.stream.clip_high)
-            found.tally.add(f"loss/{part.stream.name}/outside_clip_frac", outside.float())
-    for part in batch.ce:
-        found.tally.add(f"loss/{part.stream.name}/nll", -stats.logprobs_R.cpu()[part.index_R])
+    for row, seen in zip(batch.rl, stats.policy, strict=True):
+        found.tally.add(f"loss/{row.stream.name}/advantage", row.advantages_R)
+        found.tally.add(f"loss/{row.stream.name}/ratio", seen.ratio_R)
+        if row.stream.clip_low is not None or row.stream.clip_high is not None:
+            found.tally.add(f"loss/{row.stream.name}/clipped_frac", seen.clipped_R.float())
+    for term in batch.ce:
+        found.tally.add(f"loss/{term.stream.name}/nll", -stats.logprobs_R[term.index_R.to(stats.logprobs_R.device)])
     if stats.entropy_R is not None:
         found.tally.add("policy/entropy", stats.entropy_R)
 

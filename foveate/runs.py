@@ -1,0 +1,42 @@
+"""Where training meets evaluation: a recipe's held-out split becomes the evaluator that the loop calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .datasets.spec import load_data
+from .eval.holdout import HeldOut, HoldoutEvaluator
+from .eval.intervals import paired_gain_interval
+from .train.config import RunConfig
+from .train.loop import train
+from .train.report import write_report
+from .visual_tools.toolbox import ZoomToolbox
+
+
+def holdout_evaluator(config: RunConfig) -> HoldoutEvaluator | None:
+    """The evaluator of a recipe's ``eval`` part, or None when it has none."""
+    part = config.eval
+    if part is None:
+        return None
+    own = {name: load_data(spec) for name, spec in part.extra.items()}
+    common = load_data(part.data)
+    views = {
+        name: HeldOut(own.get(name, common), view, ZoomToolbox() if name in part.tools else None, 4 if name in part.tools else 1) for name, view in part.views.items()
+    }
+    return HoldoutEvaluator(views, part.max_new_tokens, part.during)
+
+
+def run_recipe(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
+    """Train a recipe in ``folder`` (or go on), write the report, return the summary."""
+
+    def finish(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+        gains = {
+            f"{view}_gain": list(paired_gain_interval(before["views"][view]["right"], found["right"])) for view, found in after.get("views", {}).items() if before
+        }
+        return {"gain_ci95": gains, "command": command}
+
+    summary = train(config, folder, holdout_evaluator(config), ZoomToolbox(), finish)
+    write_report(folder)
+    return summary
