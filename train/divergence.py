@@ -11,9 +11,9 @@ Supports: ``full`` compares all V probabilities; ``top`` compares the student's 
 else as one tail bucket, so both sides still sum to 1; with C = V it is ``full``.
 
 The gradient: for categories with probabilities P_c (each a sum of token probabilities p_v) and any D(P),
-dD/dz_v = p_v (d_cat(v) - sum_c P_c d_c) with d_c = dD/dP_c. What is computed here is the *pull* G_c = P_c d_c, which is bounded where
-d_c is not: -Q_c for forward KL, P_c log(P_c / Q_c) for reverse KL, (1 - beta) P_c log(P_c / M_c) for JSD (the other terms of d_c
-are the same for all c and cancel).
+dD/dz_v = p_v (d_cat(v) - sum_c P_c d_c) with d_c = dD/dP_c. What is computed here is the *pull* G_c = P_c d_c, which is bounded
+where d_c is not: -Q_c for forward KL, P_c log(P_c / Q_c) for reverse KL, (1 - beta) P_c log(P_c / M_c) for JSD (the other terms of
+d_c are the same for all c and cancel).
 
 Banned tokens have a log-probability of -inf on both sides: they contribute 0. Equal rows give exactly 0, not a rounding error.
 """
@@ -73,8 +73,8 @@ def divergence_and_gradient(
     """The divergence of every row [R] and its derivative with respect to the student's logits [R, V], without autograd.
 
     Both inputs are log-probabilities normalised over the full vocabulary, of logits that were divided by the same temperature;
-    the derivative is with respect to the divided logits. ``in_place`` lets -inf be replaced in both inputs and the teacher's memory be
-    reused, which saves two [R, V].
+    the derivative is with respect to the divided logits. ``in_place`` lets -inf be replaced in both inputs and the teacher's
+    memory be reused, which saves two [R, V].
     """
     check_divergence(name, beta, support, top_c)
     with torch.no_grad():

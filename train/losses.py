@@ -29,8 +29,8 @@ class PolicyRows:
     """Rows of one policy-gradient term; [N] rows of the batch's R.
 
     ``index_R`` are places among the R rows, each at most once; None: all. ``old_logprobs_R`` None: strictly on-policy, the ratio
-    is 1. ``clip_low``, ``clip_high`` None: no clipping. ``loss`` turns the log-probs of some of the rows into their losses and must
-    treat rows independently; its derivative is taken by autograd.
+    is 1. ``clip_low``, ``clip_high`` None: no clipping. ``loss`` turns the log-probs of some of the rows into their losses and
+    must treat rows independently; its derivative is taken by autograd.
     """
 
     advantages_R: Tensor
@@ -117,7 +117,7 @@ def head_loss(
         dtype = torch.get_autocast_dtype(hidden_RD.device.type)
     need_grad = torch.is_grad_enabled() and (hidden_RD.requires_grad or weight_VD.requires_grad)
     work = _HeadPass(rows, temperature, tuple(banned_ids), chunk, want_entropy, dtype, need_grad)
-    loss: Tensor = _HeadLoss.apply(hidden_RD, weight_VD, work)  # type: ignore[no-untyped-call]
+    loss: Tensor = _HeadLoss.apply(hidden_RD, weight_VD, work)
     assert work.stats is not None
     return loss, work.stats
 
@@ -152,8 +152,8 @@ def row_weights(
 ) -> Tensor:
     """Weights [R] of the mean over tokens, of the mean over sequences of their token means, or of sum / constant.
 
-    ``sequence_R`` says which sequence a row belongs to (0-based); a sequence must lie in one micro-batch as a whole. ``mask_R`` is 1
-    where a row counts.
+    ``sequence_R`` says which sequence a row belongs to (0-based); a sequence must lie in one micro-batch as a whole. ``mask_R``
+    is 1 where a row counts.
     """
     mask_R = mask_R.to(torch.float32)
     if mode == "token":
