@@ -139,7 +139,9 @@ class PixelBudget:
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ValueError(f"pixel budget: 0 < min_pixels <= max_pixels expected, got {self.min_pixels} and {self.max_pixels}")
 
-    def resized(self, width_px: int, height_px: int, factor: int, num_frames: int = 1, frame_multiple: int = 1) -> tuple[int, int]:
+    def resized(
+        self, width_px: int, height_px: int, factor: int, num_frames: int = 1, frame_multiple: int = 1
+    ) -> tuple[int, int]:
         """``(width, height)`` that the model sees. Raises `PictureError` beyond an aspect ratio of 200.
 
         The rule is that of the Hugging Face image processor of Qwen2-VL and later (tests compare the two), so that an inference
@@ -147,7 +149,7 @@ class PixelBudget:
         to the nearest multiple of ``frame_multiple``.
         """
         if max(width_px, height_px) > 200 * min(width_px, height_px):
-            raise PictureError(f"a picture of {width_px} x {height_px} px: its sides differ by more than a factor of 200; crop it before use")
+            raise PictureError(f"{width_px} x {height_px} px: the sides differ by more than a factor of 200; crop it before use")
         height, width = round(height_px / factor) * factor, round(width_px / factor) * factor
         area = num_frames * width_px * height_px
         total = round(num_frames / frame_multiple) * frame_multiple * height * width

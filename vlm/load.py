@@ -5,12 +5,10 @@ Legend: V vocabulary, D width.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,21 +16,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .families.base import Family, TinySizes
-from .families.registry import FAMILIES, family_of
-from .images import ImageSettings, PixelBudget
+from .families.registry import family_of
+from .folder import (
+    LoadError,
+    copy_processor,
+    family_in,
+    read_json,
+    read_settings,
+    resolve,
+    same_patches,
+    save_processor,
+    template_in,
+    tokenizer_in,
+    with_clock,
+)
 from .render import Renderer
 from .scratch import CORPUS, build_model, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
-_PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json", ".bin.index.json")
-
-
-class LoadError(ValueError):
-    """A model that cannot be loaded. Says what was found, what was expected and how to mend it."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ def tiny_random(
     """A small random model of a family, fp32 on the CPU, without any file; the global random state is not touched.
 
     ``initializer_range`` is large so that a wrong position or a stale cache shows in the logits; take 0.02 for training.
-    ``patch_size`` 0 means the family's own; ``min_pixels`` 0 one token, ``max_pixels`` 0 256 tokens (fast tests on small pictures).
+    ``patch_size`` 0 means the family's own; ``min_pixels`` 0 one token, ``max_pixels`` 0 256 tokens (small pictures, fast tests).
     """
     family = family_of(family_name)
     tokenizer = train_tokenizer(corpus, vocab_size)
@@ -106,8 +108,13 @@ def tiny_random(
     )
     model = build_model(family, tokenizer, sizes, seed, _attention(attention))
     token_px = (sizes.patch_size * merge_size) ** 2
-    image = family.settings(patch_size=sizes.patch_size, merge_size=merge_size, min_pixels=min_pixels or token_px, max_pixels=max_pixels or 256 * token_px)
-    renderer = Renderer(family, tokenizer, _with_clock(image, model.config.to_dict()))
+    image = family.settings(
+        patch_size=sizes.patch_size,
+        merge_size=merge_size,
+        min_pixels=min_pixels or token_px,
+        max_pixels=max_pixels or 256 * token_px,
+    )
+    renderer = Renderer(family, tokenizer, with_clock(image, model.config.to_dict()))
     return VLM(model, renderer, family, f"{family.name}-tiny", tokenizer)
 
 
@@ -115,17 +122,115 @@ def _attention(name: str) -> str | dict[str, str]:
     """The value for ``attn_implementation``; "foveate" is for the language model, never for the vision tower."""
     if name != "foveate":
         return name
-    from importlib.util import find_spec
+    from .attention import register
 
-    if find_spec(f"{__package__}.attention") is None:
-        return "sdpa"
-    from importlib import import_module
-
-    import_module(f"{__package__}.attention").register()
+    register()
     return {"text_config": "foveate", "vision_config": "sdpa"}
 
 
-def _with_clock(image: ImageSettings, config: dict[str, Any]) -> ImageSettings:
-    """``tokens_per_second`` is a setting of the model, not of its processor."""
-    per_second = float(config["vision_config"].get("tokens_per_second", 1.0))
-    return dataclasses.replace(image, video=dataclasses.replace(image.video, tokens_per_second=per_second))
+# ---- loading --------------------------------------------------------------------------------------------------------------
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    freeze: Sequence[str] = (),
+    attention: str = "foveate",
+    chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> VLM:
+    """A model from a folder in Hugging Face format, from the Hub, or the embedded one (``"tiny"``).
+
+    ``dtype`` and ``device`` "auto": bfloat16 on the first CUDA device, else float32 on the CPU. ``min_pixels`` and ``max_pixels``
+    replace the bounds of the folder's processor. ``freeze`` names parameter groups ("vision", "projector", "language").
+    Raises `LoadError`; no weight is ever left at its random start.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    folder = resolve(name)
+    config = read_json(folder / "config.json")
+    family = family_in(folder, config)
+    tokenizer = tokenizer_in(folder)
+    vocab_size = int((config.get("text_config") or {}).get("vocab_size") or config.get("vocab_size") or 0)
+    largest = max(tokenizer.get_vocab().values())
+    if vocab_size and largest >= vocab_size:
+        raise LoadError(
+            f"{folder}: the tokenizer has ids up to {largest} but the embedding only {vocab_size} rows; "
+            "take the tokenizer and the weights of one model"
+        )
+    image = with_clock(read_settings(folder, family, min_pixels, max_pixels), config)
+    same_patches(folder, image, config)
+    try:
+        renderer = Renderer(family, tokenizer, image, chat_template or template_in(folder, tokenizer), template_kwargs)
+    except ValueError as error:
+        raise LoadError(f"{folder}: {error}") from error
+    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=_dtype(dtype, target), attn_implementation=_attention(attention), output_loading_info=True
+    )
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise LoadError(
+            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}; the download or the checkpoint is incomplete"
+        )
+    vlm = VLM(model.to(target).eval(), renderer, family, str(name), tokenizer, folder)
+    freeze_groups(vlm, freeze)
+    return vlm
+
+
+def freeze_groups(vlm: VLM, groups: Sequence[str]) -> None:
+    """Stop the gradient of all parameters in these groups. Raises `LoadError` for a group that does not exist."""
+    unknown = sorted(set(groups) - set(vlm.family.parameter_groups))
+    if unknown:
+        raise LoadError(
+            f"freeze: no parameter group {', '.join(unknown)}; there are {', '.join(sorted(vlm.family.parameter_groups))}"
+        )
+    for name, parameter in vlm.model.named_parameters():
+        if vlm.family.group_of(name) in groups:
+            parameter.requires_grad_(False)
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    named["auto"] = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in named:
+        raise LoadError(f"dtype {dtype!r}: expected one of {', '.join(named)}")
+    return named[dtype]
+
+
+# ---- saving ---------------------------------------------------------------------------------------------------------------
+
+
+def save(vlm: VLM, folder: str | os.PathLike[str]) -> None:
+    """Write a model so that transformers and vLLM load it as it stands, with the pixel budget and the chat template in use.
+
+    Atomic: the folder is complete or it is not there. An existing model folder is replaced; any other full folder is refused.
+    """
+    target = Path(folder)
+    if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
+        raise LoadError(f"{target}: not empty and not a model folder; choose another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        vlm.model.save_pretrained(unfinished)
+        if vlm.folder is None:
+            save_processor(vlm.renderer, unfinished)
+        else:
+            copy_processor(vlm.renderer, vlm.folder, unfinished)
+        unfinished.chmod(0o755)
+        if target.exists():
+            replaced = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.rename(target, replaced / "model")
+            os.rename(unfinished, target)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

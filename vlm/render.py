@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .families.base import CHATML, END_OF_TEXT, END_OF_TURN, IMAGE_PAD, RESERVED_TOKENS, VIDEO_PAD, VISION_END, VISION_START, VISION_TOKENS, Family
+from .families.base import (
+    CHATML,
+    END_OF_TEXT,
+    END_OF_TURN,
+    IMAGE_PAD,
+    RESERVED_TOKENS,
+    VIDEO_PAD,
+    VISION_END,
+    VISION_START,
+    VISION_TOKENS,
+    Family,
+)
 from .images import ImageSettings, Picture, PixelBudget
 from .messages import Clip, Message
 from .records import Turn, View
@@ -60,7 +71,10 @@ class Renderer:
         vocab = tokenizer.get_vocab()
         missing = [token for token in (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END, END_OF_TURN) if token not in vocab]
         if missing:
-            raise ValueError(f"the tokenizer lacks {', '.join(missing)}: it is not the tokenizer of a {family.name} model; take the one of the model's own folder")
+            raise ValueError(
+                f"the tokenizer lacks {', '.join(missing)}: it is not the tokenizer of a {family.name} model; "
+                "take the one of the model's own folder"
+            )
         self._pad_ids = {IMAGE_PAD: vocab[IMAGE_PAD], VIDEO_PAD: vocab[VIDEO_PAD]}
         self._end_of_turn: int = vocab[END_OF_TURN]
         self.stop_ids: tuple[int, ...] = tuple(vocab[token] for token in (END_OF_TURN, END_OF_TEXT) if token in vocab)
@@ -105,7 +119,7 @@ class Renderer:
             return known
         where = f"sample {sample_id}" if sample_id else "prompt"
         self._refuse_reserved(key, where)
-        segment = self._segment(self._template(key), _visuals(key), where)
+        segment = self._segment(self._template(key, where), _visuals(key), where)
         self._prompts[key] = segment
         if len(self._prompts) > _CACHED_PROMPTS:
             self._prompts.popitem(last=False)
@@ -117,14 +131,19 @@ class Renderer:
         ``closed=False``: the action was cut before its end-of-turn token, which is then written first. A reserved token quoted
         in the text (by a tool that repeats what the model wrote) is broken by a space, since the world must not stop a rollout.
         """
-        parts = tuple(_RESERVED.sub(lambda found: f"< {found[0][1:]}", part) if isinstance(part, str) else part for part in message.parts)
+        parts = tuple(
+            _RESERVED.sub(lambda found: f"< {found[0][1:]}", part) if isinstance(part, str) else part for part in message.parts
+        )
         message = Message(message.role, parts)
         # what the template itself writes after an assistant turn, so that the context is what the model was trained on
-        text = self._template((Message.user("."), Message.assistant(_MARK), message))
+        where = f"observation ({message.role})"
+        text = self._template((Message.user("."), Message.assistant(_MARK), message), where)
         head, _, tail = text.rpartition(_MARK + END_OF_TURN)
         if not head:
-            raise RenderError(f"the chat template does not end an assistant turn with {END_OF_TURN}; give the renderer another chat_template")
-        return self._segment(tail if closed else END_OF_TURN + tail, _visuals((message,)), f"observation ({message.role})")
+            raise RenderError(
+                f"the chat template does not end an assistant turn with {END_OF_TURN}; give the renderer another chat_template"
+            )
+        return self._segment(tail if closed else END_OF_TURN + tail, _visuals((message,)), where)
 
     def render(self, view: View, turns: Sequence[Turn] = (), sample_id: str = "") -> Rendered:
         """A view and the turns played in it; action ids are copied, never tokenized again."""
@@ -136,7 +155,10 @@ class Renderer:
             banned = set(turn.action_ids_K).intersection(self.banned_ids)
             if banned:
                 token = self.tokenizer.convert_ids_to_tokens(min(banned))
-                raise RenderError(f"sample {sample_id}: the action of turn {len(spans)} holds the vision token {token}; ban Renderer.banned_ids while sampling")
+                raise RenderError(
+                    f"sample {sample_id}: the action of turn {len(spans)} holds the vision token {token}; "
+                    "ban Renderer.banned_ids while sampling"
+                )
             spans.append(range(start, start + len(action)))
             segments.append(Segment(action, np.tile(np.arange(len(action)), (3, 1)), len(action)))
             if turn.observation is not None:
@@ -160,7 +182,16 @@ class Renderer:
             seconds = image.temporal_patch_size * (span_s / (len(source.frames) - 1) if span_s > 0 else 1.0)
         grid = (times, height // image.patch_size, width // image.patch_size)
         tokens = grid[0] * grid[1] * grid[2] // image.merge_size**2
-        return VisualItem(f"{kind}:{content}:{width}x{height}", "image" if kind == "image" else "video", source, width, height, grid, tokens, seconds)
+        return VisualItem(
+            f"{kind}:{content}:{width}x{height}",
+            "image" if kind == "image" else "video",
+            source,
+            width,
+            height,
+            grid,
+            tokens,
+            seconds,
+        )
 
     def patches(self, item: VisualItem) -> torch.Tensor:
         """Float32 ``[P, D]`` input of the vision tower. The tensor is cached: do not write into it."""
@@ -184,11 +215,23 @@ class Renderer:
             for part in message.parts:
                 found = _RESERVED.search(part) if isinstance(part, str) else None
                 if found:
-                    raise RenderError(f"{where}: message {number} ({message.role}) holds the reserved token {found[0]} in its text; remove it (pictures are parts of a message, not text)")
+                    raise RenderError(
+                        f"{where}: message {number} ({message.role}) holds the reserved token {found[0]} in its text; "
+                        "remove it (pictures are parts of a message, not text)"
+                    )
 
-    def _template(self, messages: Sequence[Message]) -> str:
-        chat = [{"role": message.role, "content": _content(message)} for message in messages]
-        text = self.tokenizer.apply_chat_template(chat, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True, **self.template_kwargs)
+    def _template(self, messages: Sequence[Message], where: str) -> str:
+        from jinja2 import TemplateError
+
+        chat: list[dict[str, Any]] = [{"role": message.role, "content": _content(message)} for message in messages]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                chat, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+            )
+        except TemplateError as error:
+            raise RenderError(
+                f"{where}: the chat template refuses the roles {[message.role for message in messages]}: {error}"
+            ) from error
         assert isinstance(text, str)
         return text
 
@@ -198,9 +241,10 @@ class Renderer:
         wanted = [IMAGE_PAD if isinstance(visual, Picture) else VIDEO_PAD for visual in visuals]
         if found != wanted:
             at = next((n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
+            first = _describe(visuals[at]) if at < len(visuals) else "one too many"
             raise RenderError(
-                f"{where}: the chat template wrote {len(found)} picture or video placeholders for {len(wanted)} pictures or videos; the first that differs is "
-                f"number {at + 1} ({_describe(visuals[at]) if at < len(visuals) else 'too many'}). Does the template accept pictures in that role?"
+                f"{where}: the chat template wrote {len(found)} placeholders for {len(wanted)} pictures and videos; the first "
+                f"that differs is number {at + 1} ({first}). Does the template accept pictures in that role?"
             )
         items = [self._named_item(visual, number, where) for number, visual in enumerate(visuals)]
         text = self._written_out(text, items)
@@ -246,7 +290,10 @@ def _content(message: Message) -> str | list[dict[str, str]]:
     """A message's content as chat templates take it: parts for roles whose templates know pictures, else one string."""
     if message.role in ("user", "tool") and not all(isinstance(part, str) for part in message.parts):
         return [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image" if isinstance(part, Picture) else "video"} for part in message.parts
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "image" if isinstance(part, Picture) else "video"}
+            for part in message.parts
         ]
     pads = {Picture: IMAGE_PAD, Clip: VIDEO_PAD}
     return "".join(part if isinstance(part, str) else f"{VISION_START}{pads[type(part)]}{VISION_END}" for part in message.parts)

@@ -49,6 +49,10 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 HALF = (0.5, 0.5, 0.5)
 
 
+Coords = Literal["norm1000", "abs_resized"]
+"""How a family writes boxes: 0 to 1000 of each side, or pixels of the picture as resized for the model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TinySizes:
     """Sizes of a model built from scratch; ``patch_size`` 0 means the family's own."""
@@ -84,8 +88,7 @@ class Family(ABC):
     """The name in recipes, such as "qwen2.5-vl"."""
     model_type: str
     """``model_type`` in the folder's ``config.json``."""
-    coords: Literal["norm1000", "abs_resized"]
-    """How the model writes boxes: 0 to 1000 of each side, or pixels of the resized picture."""
+    coords: Coords
     can_share_prefix: bool = True
     """Whether several suffixes may attend to one packed prompt (every layer must be attention)."""
     patch_size: int

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..images import ImageSettings
 from ..segments import VisualItem
-from .base import TinySizes
+from .base import Coords, TinySizes
 from .qwen2_vl import Qwen2VL, qwen2_text, vision_ids
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Qwen25VL(Qwen2VL):
     name = "qwen2.5-vl"
     model_type = "qwen2_5_vl"
-    coords: Literal["norm1000", "abs_resized"] = "abs_resized"
+    coords: Coords = "abs_resized"
     processor_class = "Qwen2_5_VLProcessor"
 
     def time_step(self, item: VisualItem, settings: ImageSettings) -> float:
@@ -27,7 +27,7 @@ class Qwen25VL(Qwen2VL):
     def tiny_config(self, sizes: TinySizes, token_ids: Mapping[str, int]) -> PreTrainedConfig:
         from transformers import Qwen2_5_VLConfig
 
-        vision = {
+        vision: dict[str, Any] = {
             "depth": sizes.vision_layers,
             "hidden_size": sizes.vision_hidden,
             "intermediate_size": 2 * sizes.vision_hidden,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .base import CLIP_MEAN, CLIP_STD, Family, TinySizes
+from .base import CLIP_MEAN, CLIP_STD, Coords, Family, TinySizes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Qwen2VL(Family):
     name = "qwen2-vl"
     model_type = "qwen2_vl"
-    coords = "norm1000"
+    coords: Coords = "norm1000"
     patch_size = 14
     mean, std = CLIP_MEAN, CLIP_STD
     processor_class = "Qwen2VLProcessor"
@@ -25,7 +25,7 @@ class Qwen2VL(Family):
     def tiny_config(self, sizes: TinySizes, token_ids: Mapping[str, int]) -> PreTrainedConfig:
         from transformers import Qwen2VLConfig
 
-        vision = {
+        vision: dict[str, Any] = {
             "depth": sizes.vision_layers,
             "embed_dim": sizes.vision_hidden,
             "hidden_size": sizes.hidden,
@@ -39,7 +39,7 @@ class Qwen2VL(Family):
         return Qwen2VLConfig(text_config=qwen2_text(sizes, token_ids), vision_config=vision, **vision_ids(sizes, token_ids))
 
 
-def qwen2_text(sizes: TinySizes, token_ids: Mapping[str, int]) -> dict[str, object]:
+def qwen2_text(sizes: TinySizes, token_ids: Mapping[str, int]) -> dict[str, Any]:
     """Text settings shared by Qwen2-VL and Qwen2.5-VL."""
     return {
         "vocab_size": sizes.vocab_size,
@@ -49,7 +49,11 @@ def qwen2_text(sizes: TinySizes, token_ids: Mapping[str, int]) -> dict[str, obje
         "num_attention_heads": sizes.heads,
         "num_key_value_heads": sizes.heads // 2,
         "max_position_embeddings": 8192,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sizes.mrope_section(sizes.head_dim // 2)},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": sizes.mrope_section(sizes.head_dim // 2),
+        },
         "initializer_range": sizes.initializer_range,
         "tie_word_embeddings": sizes.tie_word_embeddings,
         "bos_token_id": None,
@@ -58,7 +62,7 @@ def qwen2_text(sizes: TinySizes, token_ids: Mapping[str, int]) -> dict[str, obje
     }
 
 
-def vision_ids(sizes: TinySizes, token_ids: Mapping[str, int]) -> dict[str, int | bool]:
+def vision_ids(sizes: TinySizes, token_ids: Mapping[str, int]) -> dict[str, Any]:
     """The ids of the vision tokens as the configs of all families name them."""
     return {
         "image_token_id": token_ids["<|image_pad|>"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .base import TinySizes
 from .qwen2_vl import vision_ids
@@ -21,7 +21,7 @@ class Qwen35(Qwen3VL):
     def tiny_config(self, sizes: TinySizes, token_ids: Mapping[str, int]) -> PreTrainedConfig:
         from transformers import Qwen3_5Config
 
-        text = {
+        text: dict[str, Any] = {
             "vocab_size": sizes.vocab_size,
             "hidden_size": sizes.hidden,
             "intermediate_size": 2 * sizes.hidden,

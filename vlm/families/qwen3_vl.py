@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..images import ImageSettings
 from ..messages import Clip
@@ -48,7 +48,7 @@ class Qwen3VL(Family):
     def tiny_config(self, sizes: TinySizes, token_ids: Mapping[str, int]) -> PreTrainedConfig:
         from transformers import Qwen3VLConfig
 
-        text = {
+        text: dict[str, Any] = {
             "vocab_size": sizes.vocab_size,
             "hidden_size": sizes.hidden,
             "intermediate_size": 2 * sizes.hidden,
@@ -57,7 +57,12 @@ class Qwen3VL(Family):
             "num_key_value_heads": sizes.heads // 2,
             "head_dim": sizes.head_dim,
             "max_position_embeddings": 8192,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_interleaved": True, "mrope_section": sizes.mrope_section(sizes.head_dim // 2)},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_interleaved": True,
+                "mrope_section": sizes.mrope_section(sizes.head_dim // 2),
+            },
             "initializer_range": sizes.initializer_range,
             "tie_word_embeddings": sizes.tie_word_embeddings,
             "pad_token_id": token_ids["<|endoftext|>"],
@@ -67,7 +72,7 @@ class Qwen3VL(Family):
         return Qwen3VLConfig(text_config=text, vision_config=vision, **vision_ids(sizes, token_ids))
 
 
-def qwen3_vision(sizes: TinySizes) -> dict[str, object]:
+def qwen3_vision(sizes: TinySizes) -> dict[str, Any]:
     """Vision settings shared by Qwen3-VL and Qwen3.5."""
     return {
         "depth": sizes.vision_layers,

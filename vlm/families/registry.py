@@ -5,7 +5,9 @@ from __future__ import annotations
 from . import qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
 from .base import Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, qwen3_5.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, qwen3_5.FAMILY)
+}
 
 
 def family_of(name: str) -> Family:
