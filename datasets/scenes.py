@@ -55,7 +55,7 @@ _GLYPHS = {
 }
 
 _SUBPIXEL_BITS = 4
-_NOISE_TILE_PX = 640
+_NOISE_TILE_PX = 640  # half the side of the tile
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -334,6 +334,6 @@ def _noise_tile(sd: float, side: int) -> np.ndarray:
 
 def _noise(side: int, seed: int, sd: float) -> np.ndarray:
     """Gaussian noise ``[side, side, 3]`` int16: a window of one fixed tile, since drawing it anew costs more than the scene."""
-    tile = _noise_tile(sd, 2 * max(side, _NOISE_TILE_PX))
+    tile = _noise_tile(sd, max(2 * _NOISE_TILE_PX, side + 64))
     top, left = np.random.default_rng([7, seed]).integers(0, tile.shape[0] - side, 2)
     return np.ascontiguousarray(tile[top : top + side, left : left + side])
