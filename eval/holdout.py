@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..datasets.views import ViewSpec, make_view
-from ..rewards.answer import judge_answer
+from ..rewards.combine import score_text
 from ..vlm.generate import HFEngine, Sampling
 from ..vlm.load import VLM
 from ..vlm.records import Rollout, Sample
@@ -47,7 +47,7 @@ class HoldoutEvaluator:
     def _view(self, vlm: VLM, held: HeldOut, limit: int | None) -> dict[str, Any]:
         samples = [held.samples[index] for index in range(len(held.samples) if limit is None else min(limit, len(held.samples)))]
         played = [one for start in range(0, len(samples), _PROMPTS_AT_ONCE) for one in self._play(vlm, held, samples[start : start + _PROMPTS_AT_ONCE])]
-        judged = [judge_answer(sample, one.text) for sample, one in zip(samples, played, strict=True)]
+        judged = [score_text(sample, one.text, truncated=one.stop.truncated) for sample, one in zip(samples, played, strict=True)]
         right = [int(one.outcome == "right") for one in judged]
         return {
             "accuracy": sum(right) / max(1, len(right)),

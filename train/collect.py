@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from ..datasets.leaks import check_student_view
 from ..datasets.mix import position_to_index
 from ..datasets.views import ViewSpec, make_view
-from ..rewards.combine import RewardSpec, score
 from ..vlm.generate import Engine, Sampling
 from ..vlm.records import Group, Rollout, Sample, StopReason, Turn, View
 from ..vlm.render import Renderer
@@ -94,7 +93,3 @@ def _fill(target: str, sample: Sample) -> str:
             text = text.replace("{" + name + "}", value)
     return text
 
-
-def rewarded(groups: Sequence[Group], reward: RewardSpec) -> list[Group]:
-    """The groups with a reward on every rollout."""
-    return [Group(group.sample, tuple(dataclasses.replace(one, reward=score(group.sample, one, reward)) for one in group.rollouts)) for group in groups]

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from ..datasets.spec import load_data
+from ..rewards.combine import score_group
 from ..vlm.generate import HFEngine
 from ..vlm.load import VLM, load
 from ..vlm.records import Group, Signal
 from ..vlm.rollout import Toolbox
 from . import checkpoint, metrics
 from .batch import make_batches
-from .collect import Task, rewarded
+from .collect import Task
 from .config import RunConfig, SftSignal, dump_recipe
 from .optim import GradGuard, build_optimizer
 from .progress import ProgressBar
@@ -77,7 +78,7 @@ class Run:
             groups = self.main.play(step, self.engine, renderer)
             for one in self.config.signals:
                 if one.kind == "grpo":
-                    groups = rewarded(groups, one.reward)
+                    groups = [score_group(group, one.reward) for group in groups]
         signals = [made for one in self.builders for made in one.build(groups, self._context())]
         for task, anchor in self.anchors:
             signals += anchor.build(task.play(step, self.engine, renderer), self._context())
