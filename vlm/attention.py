@@ -11,8 +11,8 @@ The type of the keyword says what to do:
 - `Decode`: one new token per row, prompt keys held once for all rollouts of a prompt (see `vlm.generate`);
 - none: plain SDPA (vision tower, Hugging Face's ``generate``, padded batches).
 
-Legend: T packed tokens, H query heads, J key heads, D head width, B rows of a bucket, Q queries of a row, K keys of a row, C contexts,
-N rollouts per context, P prompt tokens.
+Legend: T packed tokens, H query heads, J key heads, D head width, B rows of a bucket, Q queries of a row, K keys of a row, C
+contexts, N rollouts per context, P prompt tokens.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Prefill:
 class Decode:
     """One token for each of ``C * N`` rows; row ``c * N + i`` continues context c.
 
-    ``prompt_keys[layer]`` is ``[C, J, P, D]``, shared by the N rollouts; ``own_keys[layer]`` is ``[C * N, J, steps, D]``, written in
-    place at ``step``. ``prompt_mask_CP`` is False at the padding of shorter contexts, or None when all are of one length.
+    ``prompt_keys[layer]`` is ``[C, J, P, D]``, shared by the N rollouts; ``own_keys[layer]`` is ``[C * N, J, steps, D]``, written
+    in place at ``step``. ``prompt_mask_CP`` is False at the padding of shorter contexts, or None when all are of one length.
     """
 
     prompt_keys: list[Tensor]
@@ -116,11 +116,13 @@ def foveate_attention(
     prefix_layout: PrefixLayout | Prefill | Decode | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The function transformers calls in every layer: query ``[B, H, Q, D]``, key and value ``[B, J, K, D]`` -> ``[B, Q, H, D]``."""
-    if prefix_layout is None or module.is_causal is False:
+    """What transformers calls in every layer: query ``[B, H, Q, D]``, key and value ``[B, J, K, D]`` -> ``[B, Q, H, D]``."""
+    if prefix_layout is None or not module.is_causal:
         return _plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("sliding_window") is not None:
-        raise NotImplementedError("packed rows with sliding-window layers: load the model with attention='sdpa' and use_sliding_window=False")
+        raise NotImplementedError(
+            "packed rows with sliding-window layers: load the model with attention='sdpa' and use_sliding_window=False"
+        )
     layer = module.layer_idx
     assert isinstance(layer, int)
     if isinstance(prefix_layout, Decode):
@@ -131,13 +133,16 @@ def foveate_attention(
     if query.shape[0] != 1 or query.shape[2] != prefix_layout.num_tokens or key.shape[2] != query.shape[2]:
         raise ValueError(
             f"packed attention: the layout describes one row of {prefix_layout.num_tokens} tokens, "
-            f"the model got {query.shape[0]} rows of {query.shape[2]} tokens with {key.shape[2]} keys; pass use_cache=False and no padding"
+            f"the model got {query.shape[0]} rows of {query.shape[2]} tokens with {key.shape[2]} keys; "
+            "pass use_cache=False and no padding"
         )
     out_THD = _packed(query[0], key[0], value[0], prefix_layout, scaling)
     return out_THD[None], None
 
 
-def _plain(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+def _plain(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
@@ -174,7 +179,14 @@ def _importable(name: str) -> bool:
         return False
 
 
-def _packed(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float | None, backend: Backend | None = None) -> Tensor:
+def _packed(
+    query_HTD: Tensor,
+    key_JTD: Tensor,
+    value_JTD: Tensor,
+    layout: PrefixLayout,
+    scaling: float | None,
+    backend: Backend | None = None,
+) -> Tensor:
     """``[T, H, D]``: attention over a packed row. All back ends give the same numbers."""
     run = {"batch": _packed_batch, "varlen": _packed_varlen, "xformers": _packed_xformers}[backend or backend_for(query_HTD)]
     return run(query_HTD, key_JTD, value_JTD, layout, scaling)
@@ -218,7 +230,10 @@ def _plan(layout: PrefixLayout, device: torch.device) -> _Plan:
     for members in _bucketed(pieces):
         num_q = max(piece.length for piece in members)
         num_p = max(piece.prompt_length for piece in members)
-        index_q, index_k = torch.zeros(len(members), num_q, dtype=torch.long), torch.zeros(len(members), num_p + num_q, dtype=torch.long)
+        index_q, index_k = (
+            torch.zeros(len(members), num_q, dtype=torch.long),
+            torch.zeros(len(members), num_p + num_q, dtype=torch.long),
+        )
         for i, piece in enumerate(members):
             own = torch.arange(piece.start, piece.start + piece.length)
             index_q[i, : piece.length] = own
@@ -265,7 +280,7 @@ def _bucketed(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _mask(members: Sequence[_Piece], num_q: int, num_p: int, device: torch.device) -> Tensor | None:
-    """Bool ``[Q, K]``, or ``[B, 1, Q, K]`` where prompts differ in length; None for prompts, where causality hides the padding."""
+    """Bool ``[Q, K]``, or ``[B, 1, Q, K]`` where prompts differ in length; None for prompts: causality hides the padding."""
     if num_p == 0:
         return None
     row = torch.arange(num_q, device=device)[:, None]
@@ -279,13 +294,13 @@ def _mask(members: Sequence[_Piece], num_q: int, num_p: int, device: torch.devic
 
 
 # ---------------------------------------------------------------- packed rows on CUDA
-# Written from the documentation of PyTorch 2.13 and xformers 0.0.35 and compared with `batch` by tests marked `gpu`; they have not been run
-# where this was written.
+# Written from the documentation of PyTorch 2.13 and xformers 0.0.35 and compared with `batch` by tests marked `gpu`; they have
+# not been run where this was written.
 
 
 @dataclass
 class _Blocks:
-    """Keys gathered as ``[prompt][prompt, suffix 1][prompt, suffix 2]...``, so that every block is causal from the bottom right."""
+    """Keys gathered as ``[prompt][prompt, suffix 1][prompt, suffix 2]...``, so every block is causal from the bottom right."""
 
     gather: Tensor
     query_lengths: list[int]
@@ -298,10 +313,16 @@ class _Blocks:
 def _blocks(layout: PrefixLayout, device: torch.device) -> _Blocks:
     gather, query_lengths, key_lengths = [], [], []
     for piece in _pieces(layout):
-        gather += [torch.arange(piece.prompt_start, piece.prompt_start + piece.prompt_length), torch.arange(piece.start, piece.start + piece.length)]
+        gather += [
+            torch.arange(piece.prompt_start, piece.prompt_start + piece.prompt_length),
+            torch.arange(piece.start, piece.start + piece.length),
+        ]
         query_lengths.append(piece.length)
         key_lengths.append(piece.prompt_length + piece.length)
-    cu_q, cu_k = (torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device) for lengths in (query_lengths, key_lengths))
+    cu_q, cu_k = (
+        torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+        for lengths in (query_lengths, key_lengths)
+    )
     return _Blocks(torch.cat(gather).to(device), query_lengths, key_lengths, cu_q, cu_k)
 
 
@@ -319,7 +340,9 @@ def _packed_varlen(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout
     return out
 
 
-def _packed_xformers(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float | None) -> Tensor:
+def _packed_xformers(
+    query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float | None
+) -> Tensor:
     import xformers.ops as xops
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
 
@@ -348,7 +371,9 @@ def _decode(query: Tensor, key: Tensor, value: Tensor, scaling: float, state: De
     own_query = query.view(rows, kv_heads, fold, width) * scaling
     shared_query = own_query
     if num > 1:  # the N rollouts of a context are N times as many queries against one copy of its keys
-        shared_query = own_query.view(contexts, num, kv_heads, fold, width).transpose(1, 2).reshape(contexts, kv_heads, num * fold, width)
+        shared_query = (
+            own_query.view(contexts, num, kv_heads, fold, width).transpose(1, 2).reshape(contexts, kv_heads, num * fold, width)
+        )
     shared = shared_query @ prompt_keys.transpose(2, 3)
     if state.prompt_mask_CP is not None:
         shared = shared.masked_fill_(~state.prompt_mask_CP[:, None, None, :], float("-inf"))
@@ -358,11 +383,15 @@ def _decode(query: Tensor, key: Tensor, value: Tensor, scaling: float, state: De
     weights = torch.cat([shared, own], -1).softmax(-1)
     shared_weights = weights[..., :length]
     if num > 1:
-        shared_weights = shared_weights.view(contexts, num, kv_heads, fold, length).transpose(1, 2).reshape(contexts, kv_heads, num * fold, length)
+        shared_weights = (
+            shared_weights.view(contexts, num, kv_heads, fold, length)
+            .transpose(1, 2)
+            .reshape(contexts, kv_heads, num * fold, length)
+        )
     out = shared_weights @ prompt_values
     if num > 1:
         out = out.view(contexts, kv_heads, num, fold, width).transpose(1, 2).reshape(rows, kv_heads, fold, width)
-    return (out + weights[..., length:] @ own_values).view(rows, 1, heads, width)
+    return (out + weights[..., length:] @ own_values).reshape(rows, 1, heads, width)
 
 
 register()

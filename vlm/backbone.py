@@ -2,8 +2,9 @@
 
 Nothing here touches the head: no tokens x vocabulary tensor exists (see `vlm.logprobs` and `train.losses`).
 
-The parts of the model are called through their public names (``get_input_embeddings``, ``get_image_features``, ``get_decoder``), which
-adapters forward, rather than through the model's own forward: that one would want pictures in token order and once per mention.
+The parts of the model are called through their public names (``get_input_embeddings``, ``get_image_features``, ``get_decoder``),
+which adapters forward, rather than through the model's own forward: that one would want pictures in token order and once per
+mention.
 
 Legend: T packed tokens, R suffix tokens kept, D width, F feature rows of all distinct pictures, L deepstack levels.
 """
@@ -54,11 +55,13 @@ class Features:
         return Features(self.rows_FD.detach(), tuple(level.detach() for level in self.deepstack), self.places)
 
     def index(self, spans: Sequence[VisualSpan]) -> Tensor:
-        """Feature row of each image token of ``spans``, in their order. Raises `ValueError` for a picture that was not encoded."""
+        """Feature row of each image token of ``spans``, in order. Raises `ValueError` for a picture that was not encoded."""
         rows = []
         for span in spans:
             if span.item.key not in self.places:
-                raise ValueError(f"{describe(span.item)} was not encoded; pass the features of all pictures of the batch, or none")
+                raise ValueError(
+                    f"{describe(span.item)} was not encoded; pass the features of all pictures of the batch, or none"
+                )
             start = self.places[span.item.key].start + span.offset
             rows.append(np.arange(start, start + span.length))
         return torch.from_numpy(np.concatenate(rows)).to(self.rows_FD.device)
@@ -67,19 +70,22 @@ class Features:
 def encode(vlm: VLM, items: Sequence[VisualItem]) -> Features:
     """Run the vision tower once over all distinct ``items``; pictures and clips share the one call.
 
-    Gradients flow into the tower unless it is frozen or the caller is under ``torch.no_grad``. Raises `ValueError` naming the picture
-    whose features are not as many as its tokens.
+    Gradients flow into the tower unless it is frozen or the caller is under ``torch.no_grad``. Raises `ValueError` naming the
+    picture whose features are not as many as its tokens.
     """
     distinct = list({item.key: item for item in items}.values())
     if not distinct:
         return Features(torch.zeros(0, 0, device=vlm.device), (), {})
     patches = torch.cat([vlm.renderer.patches(item) for item in distinct]).to(vlm.device)
     grids = torch.tensor([item.grid_thw for item in distinct], device=vlm.device)
-    out = vlm.model.get_image_features(patches, grids, return_dict=True)
+    model: Any = vlm.model  # get_image_features is of the four families, not of every pretrained model
+    out = model.get_image_features(patches, grids, return_dict=True)
     places, at = {}, 0
     for item, rows in zip(distinct, out.pooler_output, strict=True):
         if len(rows) != item.num_tokens:
-            raise ValueError(f"{describe(item)} was rendered as {item.num_tokens} image tokens but the model made {len(rows)} features of it")
+            raise ValueError(
+                f"{describe(item)} was rendered as {item.num_tokens} image tokens but the model made {len(rows)} features of it"
+            )
         places[item.key] = range(at, at + len(rows))
         at += len(rows)
     levels = out.get("deepstack_features") or ()
@@ -89,8 +95,8 @@ def encode(vlm: VLM, items: Sequence[VisualItem]) -> Features:
 def hidden_rows(vlm: VLM, packed: Packed, keep_R: Tensor | None = None, features: Features | None = None) -> Tensor:
     """``[R, D]``: the last hidden state that predicts each suffix token of ``keep_R`` (indices into the loss side; default all).
 
-    ``features``: from `encode`, when pictures were encoded before; it must hold every picture of the pack. The rows of an action's
-    first token come from the shared last row of its prompt, which adds up the gradients of all rollouts.
+    ``features``: from `encode`, when pictures were encoded before; it must hold every picture of the pack. The rows of an
+    action's first token come from the shared last row of its prompt, which adds up the gradients of all rollouts.
 
     Families that cannot share a prefix (linear attention) run sequence by sequence; that is said once.
     """
@@ -108,7 +114,7 @@ def forward_packed(vlm: VLM, packed: Packed, features: Features, layout: PrefixL
     decoder = vlm.model.get_decoder()
     if decoder.config._attn_implementation != NAME:
         raise ValueError(
-            f"the model runs attention {decoder.config._attn_implementation!r}, which ignores packed layouts and would mix the rollouts; "
+            f"the model runs attention {decoder.config._attn_implementation!r}, which would mix the rollouts of a packed row; "
             f"load it with attention={NAME!r}"
         )
     if packed.num_tokens == 0:
@@ -123,10 +129,16 @@ def run_decoder(
     ids_BT = ids_BT.to(vlm.device)
     rows, length = ids_BT.shape
     embeds = vlm.model.get_input_embeddings()(ids_BT)
-    spans = [VisualSpan(span.start + row * length, span.length, span.item, span.offset) for row, one in enumerate(spans_B) for span in one]
+    spans = [
+        VisualSpan(span.start + row * length, span.length, span.item, span.offset)
+        for row, one in enumerate(spans_B)
+        for span in one
+    ]
     _check_image_tokens(vlm, ids_BT, spans)
     if spans:
-        places = torch.from_numpy(np.concatenate([np.arange(span.start, span.start + span.length) for span in spans])).to(vlm.device)
+        places = torch.from_numpy(np.concatenate([np.arange(span.start, span.start + span.length) for span in spans])).to(
+            vlm.device
+        )
         index = features.index(spans)
         flat = embeds.reshape(rows * length, -1)
         flat = flat.index_copy(0, places, features.rows_FD.index_select(0, index).to(flat.dtype))
@@ -136,7 +148,9 @@ def run_decoder(
             kwargs["visual_pos_masks"] = mask.view(rows, length)
             kwargs["deepstack_visual_embeds"] = [level.index_select(0, index) for level in features.deepstack]
     kwargs.setdefault("use_cache", False)
-    hidden: Tensor = vlm.model.get_decoder()(inputs_embeds=embeds, position_ids=positions_3BT.to(vlm.device), **kwargs).last_hidden_state
+    hidden: Tensor = vlm.model.get_decoder()(
+        inputs_embeds=embeds, position_ids=positions_3BT.to(vlm.device), **kwargs
+    ).last_hidden_state
     return hidden
 
 
@@ -152,7 +166,10 @@ def _check_image_tokens(vlm: VLM, ids_BT: Tensor, spans: Sequence[VisualSpan]) -
         found = int(flat[span.start : span.start + span.length].sum())
         if found != span.length:
             raise ValueError(f"{describe(span.item)}: {span.length} features for {found} image tokens at {span.start}")
-    raise ValueError(f"the tokens hold {have} image tokens but the pictures have {want} features: an action or a text holds image tokens; ban them while sampling")
+    raise ValueError(
+        f"the tokens hold {have} image tokens but the pictures have {want} features: "
+        "an action or a text holds image tokens; ban them while sampling"
+    )
 
 
 _SAID: set[str] = set()
@@ -177,7 +194,7 @@ def _one_by_one(vlm: VLM, packed: Packed, keep_R: Tensor, features: Features) ->
         index_R[start:stop] = torch.arange(at, at + stop - start)
         at += stop - start
     if not out:
-        return torch.zeros(0, vlm.model.get_input_embeddings().weight.shape[1], device=vlm.device)
+        return torch.zeros(0, vlm.head_weight.shape[1], device=vlm.device)
     hidden_RD = torch.cat(out)
     return hidden_RD.index_select(0, index_R[keep_R].to(hidden_RD.device))
 

@@ -1,7 +1,7 @@
 """Packing: groups of a prompt and its suffixes become one row without padding.
 
-``[prompt][suffix 1]...[suffix n][prompt'][suffix' 1]...``. Positions restart after the prompt for every suffix, pictures are listed once, and
-the loss side is flat: one entry per suffix token.
+``[prompt][suffix 1]...[suffix n][prompt'][suffix' 1]...``. Positions restart after the prompt for every suffix, pictures are
+listed once, and the loss side is flat: one entry per suffix token.
 
 Legend: T packed tokens, 3 the M-RoPE axes, R suffix tokens, S suffixes.
 """
@@ -24,9 +24,10 @@ from .segments import Segment, VisualItem, VisualSpan
 class Packed:
     """One packed row, on the CPU.
 
-    ``spans`` are in row order, their ``start`` counted in the packed row. Entry r of the loss side is suffix token r, suffix by suffix in
-    order: ``predictors_R[r]`` is the packed row whose hidden state predicts it (for the first token of every suffix that is the
-    prompt's last row), ``targets_R[r]`` its id, ``sequence_R[r]`` its suffix. Suffix s owns ``[suffix_starts[s], suffix_starts[s + 1])``.
+    ``spans`` are in row order, their ``start`` counted in the packed row. Entry r of the loss side is suffix token r, suffix by
+    suffix in order: ``predictors_R[r]`` is the packed row whose hidden state predicts it (for the first token of every suffix
+    that is the prompt's last row), ``targets_R[r]`` its id, ``sequence_R[r]`` its suffix. Suffix s owns ``[suffix_starts[s],
+    suffix_starts[s + 1])``.
     """
 
     ids_T: LongTensor
@@ -51,10 +52,11 @@ class Packed:
 def pack(groups: Sequence[tuple[Segment, Sequence[Segment]]]) -> Packed:
     """Pack ``[(prompt, [suffix, ...]), ...]``.
 
-    Raises `ValueError` when a prompt is empty, or when a picture's tokens are not exactly as many as its features; the message names the
-    picture. Nothing is dropped, padded or truncated.
+    Raises `ValueError` when a prompt is empty, or when a picture's tokens are not exactly as many as its features; the message
+    names the picture. Nothing is dropped, padded or truncated.
     """
-    ids, positions, spans, predictors, targets, sequence = [], [], [], [], [], []
+    ids, positions, predictors, targets, sequence = [], [], [], [], []
+    spans: list[VisualSpan] = []
     layout, starts, at, suffix_count = [], [0], 0, 0
 
     def add(segment: Segment, position: int, where: str) -> None:
@@ -104,21 +106,30 @@ def check_spans(segment: Segment, where: str) -> None:
         if item is None:
             item, done = span.item, 0
         if span.item.key != item.key or span.offset != done:
-            raise ValueError(f"{where}: {describe(item)} has {item.num_tokens} features but only {done} image tokens before the next picture starts")
-        inside = segment.ids_T[span.start : span.start + span.length]
-        if len(inside) != span.length or span.offset + span.length > item.num_tokens or (len(inside) and (inside != inside[0]).any()):
             raise ValueError(
-                f"{where}: {describe(item)} has {item.num_tokens} features, but tokens {span.start}..{span.start + span.length - 1} "
-                f"of {len(segment)} are not its image tokens; render the text and the picture together"
+                f"{where}: {describe(item)} has {item.num_tokens} features but only {done} image tokens before the next"
+            )
+        inside = segment.ids_T[span.start : span.start + span.length]
+        if (
+            len(inside) != span.length
+            or span.offset + span.length > item.num_tokens
+            or (len(inside) and (inside != inside[0]).any())
+        ):
+            raise ValueError(
+                f"{where}: {describe(item)} has {item.num_tokens} features, but tokens {span.start} to "
+                f"{span.start + span.length - 1} of {len(segment)} are not its image tokens; render text and picture together"
             )
         done += span.length
     if item is not None and done != item.num_tokens:
-        raise ValueError(f"{where}: {describe(item)} has {item.num_tokens} features but {done} image tokens; nothing may be cut inside a picture")
+        raise ValueError(
+            f"{where}: {describe(item)} has {item.num_tokens} features but {done} image tokens; cut nothing inside a picture"
+        )
 
 
 def describe(item: VisualItem) -> str:
     """A picture or clip in words, for errors."""
     if isinstance(item.source, Picture):
         return f"picture {item.source.path or item.source.key[:12]} ({item.width_px} x {item.height_px} px)"
-    frames = item.source.frames
-    return f"clip of {len(frames)} frames starting with {frames[0].path or frames[0].key[:12]} ({item.width_px} x {item.height_px} px)"
+    first = item.source.frames[0]
+    name = first.path or first.key[:12]
+    return f"clip of {len(item.source.frames)} frames starting with {name} ({item.width_px} x {item.height_px} px)"
