@@ -51,9 +51,9 @@ def prompt_text(question: str, *, system: str = "", picture: bool = True) -> str
     return head + turn("user", (PICTURE if picture else "") + question) + GENERATE
 
 
-def observation_text() -> str:
-    """What follows a zoom call and its end of turn."""
-    return "\n" + turn("user", f"<tool_response>{PICTURE}</tool_response>") + GENERATE
+def observation_text(line: str = "") -> str:
+    """What follows a zoom call and its end of turn. ``line`` is put around the picture (some dialects write a newline there)."""
+    return "\n" + turn("user", f"<tool_response>{line}{PICTURE}{line}</tool_response>") + GENERATE
 
 
 def resized(pixels: np.ndarray) -> torch.Tensor:
@@ -197,7 +197,7 @@ class Maker:
                 call, call_spans = call_reply(item.zoom_box_k1000(made.world.zoom_window_k1000))
                 answer, answer_spans = answer_reply(question.answer)
                 crop = resized(cut(pixels, window_px(item, made, len(pixels))))
-                middle = observation_text()
+                middle = observation_text("\n" if self.rng.random() < 0.25 else "")
                 shift = len(call) + len(middle)
                 spans = call_spans + tuple((a + shift, b + shift) for a, b in answer_spans)
                 rows.append(
