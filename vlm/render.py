@@ -9,9 +9,10 @@ Legend: T tokens, K action tokens of a turn, P patches, D values of a patch.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from .families.base import (
     Family,
 )
 from .images import ImageSettings, Picture, PixelBudget
-from .messages import Clip, Message
+from .messages import Clip, Message, Part
 from .records import Turn, View
 from .segments import Rendered, Segment, VisualItem, VisualSpan, join
 
@@ -131,9 +132,7 @@ class Renderer:
         ``closed=False``: the action was cut before its end-of-turn token, which is then written first. A reserved token quoted
         in the text (by a tool that repeats what the model wrote) is broken by a space, since the world must not stop a rollout.
         """
-        parts = tuple(
-            _RESERVED.sub(lambda found: f"< {found[0][1:]}", part) if isinstance(part, str) else part for part in message.parts
-        )
+        parts = tuple(_broken(part) if isinstance(part, str) else part for part in _merged(message.parts))
         message = Message(message.role, parts)
         # what the template itself writes after an assistant turn, so that the context is what the model was trained on
         where = f"observation ({message.role})"
@@ -212,7 +211,7 @@ class Renderer:
 
     def _refuse_reserved(self, messages: Sequence[Message], where: str) -> None:
         for number, message in enumerate(messages):
-            for part in message.parts:
+            for part in _merged(message.parts):
                 found = _RESERVED.search(part) if isinstance(part, str) else None
                 if found:
                     raise RenderError(
@@ -278,6 +277,17 @@ class Renderer:
 
 def _visuals(messages: Sequence[Message]) -> list[Picture | Clip]:
     return [part for message in messages for part in message.parts if not isinstance(part, str)]
+
+
+def _merged(parts: Sequence[Part]) -> Iterator[Part]:
+    """Parts with neighbouring texts joined: two texts may spell a token together."""
+    for is_text, run in itertools.groupby(parts, key=lambda part: isinstance(part, str)):
+        yield from ["".join(str(part) for part in run)] if is_text else run
+
+
+def _broken(text: str) -> str:
+    """Text whose reserved tokens are no longer tokens: ``<|im_end|>`` becomes ``< |im_end|>``."""
+    return _RESERVED.sub(lambda found: f"< {found[0][1:]}", text)
 
 
 def _describe(visual: Picture | Clip) -> str:
