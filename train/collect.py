@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..datasets.leaks import check_student_view
-from ..datasets.mix import position_to_index
+from ..datasets.mix import draw
 from ..datasets.views import ViewSpec, make_view
 from ..vlm.generate import Engine, Sampling
 from ..vlm.records import Group, Rollout, Sample, StopReason, Turn, View
@@ -41,7 +41,7 @@ class Task:
         """The samples of a step with their student views: a function of seed and step alone, so a resumed run goes on exactly."""
         drawn = []
         for place in range(self.prompts):
-            sample = self.samples[position_to_index(step * self.prompts + place, len(self.samples), self.seed)]
+            sample = draw(self.samples, step * self.prompts + place, self.seed)
             view = make_view(sample, self.view, "student")
             if self.leak_check:
                 check_student_view(sample, view, self.view)

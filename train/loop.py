@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -67,7 +68,7 @@ class Run:
             self.anchors.append((task, AnchorSignal(anchor)))
         self.streams = streams_by_name([stream for one in (*self.builders, *(a for _, a in self.anchors)) for stream in one.streams()])
         self.progress = checkpoint.Progress()
-        self.recorder = Recorder(folder, dump_recipe(config), config.loggers)
+        self.recorder = Recorder(folder, dump_recipe(config), config.loggers, lambda token: str(self.vlm.tokenizer.decode([token])))
 
     def collect(self, step: int) -> tuple[list[Group], list[Signal]]:
         """Rollouts of the step and what they teach."""
@@ -100,7 +101,9 @@ class Run:
             norm, applied = self.guard.check(found.loss, self.vlm.model.named_parameters(), self.config.optimizer.clip_norm)
             if applied:
                 self.optimizer.step()
-        return found, {"optim/grad_norm": norm, "optim/lr": self.optimizer.lr, "optim/skipped": float(not applied), "loss/total": found.loss}
+            if self.guard.message:
+                warnings.warn(f"step {self.progress.step + 1}: {self.guard.message}", stacklevel=2)
+        return found, {"optim/grad_norm": norm, "optim/lr": self.optimizer.lr, "optim/skipped": float(not applied), "optim/warned": float(bool(self.guard.message)), "loss/total": found.loss}
 
     def step(self) -> None:
         """Experience, update, teacher, records."""
