@@ -12,8 +12,8 @@ else as one tail bucket, so both sides still sum to 1; with C = V it is ``full``
 
 The gradient: for categories with probabilities P_c (each a sum of token probabilities p_v) and any D(P),
 dD/dz_v = p_v (d_cat(v) - sum_c P_c d_c) with d_c = dD/dP_c. What is computed here is the *pull* G_c = P_c d_c, which is bounded
-where d_c is not: -Q_c for forward KL, P_c log(P_c / Q_c) for reverse KL, (1 - beta) P_c log(P_c / M_c) for JSD (the other terms of
-d_c are the same for all c and cancel).
+where d_c is not: P_c - Q_c for forward KL, P_c log(P_c / Q_c) for reverse KL, (1 - beta) P_c log(P_c / M_c) for JSD
+(terms of d_c that are the same for all c cancel).
 
 Banned tokens have a log-probability of -inf on both sides: they contribute 0. Equal rows give exactly 0, not a rounding error.
 """
@@ -133,7 +133,8 @@ Pull = tuple[Tensor, Tensor, Tensor]
 def _forward_kl_pull(student: Tensor, teacher: Tensor, beta: float) -> Pull:
     prob = torch.sub(teacher, student)
     value = _dot(teacher.exp_(), prob)
-    return value, teacher.neg_(), torch.exp(student, out=prob)
+    torch.exp(student, out=prob)
+    return value, torch.sub(prob, teacher, out=teacher), prob
 
 
 def _reverse_kl_pull(student: Tensor, teacher: Tensor, beta: float) -> Pull:

