@@ -2,7 +2,8 @@
 
 The defaults of the `vision_opd` presets follow the public pipeline behind that data (Zooming-without-Zooming, its
 ``create_vqa.py``): crop resized x 2 with Lanczos, drawn box expanded by 5 % of its width and height on each side and clipped to
-the picture, red, 5 px wide. Vision-OPD's figure shows the frame inside the crop, the pipeline crops the clean picture: `CropSpec.frame`.
+the picture, red, 5 px wide. Vision-OPD's figure shows the frame inside the crop, the pipeline crops the clean picture: see
+`CropSpec.frame`.
 
 Boxes here are ``(x1, y1, x2, y2)`` in pixels of the full-resolution picture. Legend: H height, W width, C channels.
 """
@@ -33,9 +34,9 @@ class Part(pydantic.BaseModel):
 class OverlaySpec(Part):
     """How a box is drawn into the picture."""
 
-    expand_frac: float = pydantic.Field(0.05, ge=0)
+    expand_frac: float = pydantic.Field(default=0.05, ge=0)
     """The drawn box is larger than the evidence by this share of its width and height, on each side."""
-    line_px: int = pydantic.Field(5, ge=1)
+    line_px: int = pydantic.Field(default=5, ge=1)
     """Width of the line, drawn inwards from the edge of the box."""
     colour: tuple[int, int, int] = RED
     """RGB, 0 to 255."""
@@ -46,15 +47,15 @@ class CropSpec(Part):
 
     source: Literal["auto", "given", "boxes"] = "auto"
     """auto: crops that came with the data if there are any, else cut from the boxes; given, boxes: that one only."""
-    padding_frac: float = pydantic.Field(0.0, ge=0)
+    padding_frac: float = pydantic.Field(default=0.0, ge=0)
     """Context on each side as a share of the box's width and height; 0.25 cuts a region 1.5 times as wide and high."""
-    scale: float = pydantic.Field(1.0, gt=0)
+    scale: float = pydantic.Field(default=1.0, gt=0)
     """The cut region is resized by this factor."""
-    min_side_px: int = pydantic.Field(1, ge=1)
+    min_side_px: int = pydantic.Field(default=1, ge=1)
     """A region with a shorter side is widened around its centre, before scaling, as far as the picture reaches."""
     union: bool = False
     """One crop around all boxes instead of one crop a box."""
-    max_crops: int | None = pydantic.Field(None, ge=1)
+    max_crops: int | None = pydantic.Field(default=None, ge=1)
     """Only the first so many boxes; None: all."""
     frame: bool = False
     """Draw the box (see `OverlaySpec`) before cutting, so that the frame is seen in the crop."""
@@ -163,7 +164,8 @@ def evidence_boxes(sample: Sample, spec: CropSpec) -> tuple[Box, ...]:
     boxes = sample.privileged.boxes_px_xyxy
     if not boxes:
         raise ValueError(
-            f"sample {sample.id}: this view needs evidence boxes and the sample has none; add boxes_px_xyxy to the data, or choose another view"
+            f"sample {sample.id}: this view needs evidence boxes and the sample has none; "
+            "add boxes_px_xyxy to the data, or choose another view"
         )
     picture = boxed_picture(sample)
     checked = tuple(
@@ -179,7 +181,8 @@ def evidence_crops(sample: Sample, spec: CropSpec, overlay: OverlaySpec) -> tupl
         return given[: spec.max_crops]
     if spec.source == "given" or not sample.privileged.boxes_px_xyxy:
         raise ValueError(
-            f"sample {sample.id}: this view needs evidence crops and the sample has {'none' if spec.source == 'given' else 'neither crops nor boxes'}; "
+            f"sample {sample.id}: this view needs evidence crops and the sample has "
+            f"{'none' if spec.source == 'given' else 'neither crops nor boxes'}; "
             "add teacher_images or boxes_px_xyxy to the data, or choose another view"
         )
     picture = boxed_picture(sample)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from .crops import CropSpec
 from .views import RED_BOX_HINT, ViewSpec
 
-# --- Imagine-OPD (2606.08719): its prompts in words of our own, with the same function -----------------------------------------
+# --- Imagine-OPD (2606.08719): its prompts in words of our own, with the same function ----------------------------------------
 
 _EXAMPLE = """Example
 Question: What is written on the sign above the shop door?
-Reply: The whole picture shows a street with three shops. The sign is above the middle door, slightly left of the centre. I picture that \
-region enlarged until it fills my view: a green board with white capital letters. At this size the letters read OPEN. <answer>OPEN</answer>"""
+Reply: The whole picture shows a street with three shops. The sign is above the middle door, slightly left of the \
+centre. I picture that region enlarged until it fills my view: a green board with white capital letters. At this size \
+the letters read OPEN. <answer>OPEN</answer>"""
 
-IMAGINE_STUDENT = f"""Solve the question step by step, in words alone. When something is too small or too crowded to be sure of, look closer \
-in your mind: say which region you turn to, imagine cropping and enlarging it, and describe what becomes visible there. This is reasoning, \
-not a tool: there is nothing to call.
+IMAGINE_STUDENT = f"""Solve the question step by step, in words alone. When something is too small or too crowded to \
+be sure of, look closer in your mind: say which region you turn to, imagine cropping and enlarging it, and describe \
+what becomes visible there. This is reasoning, not a tool: there is nothing to call.
 
 {_EXAMPLE}
 
@@ -27,35 +29,55 @@ Rules
 
 IMAGINE_TEACHER = f"""{IMAGINE_STUDENT}
 
-You are given more than the question shows. Image 1 is the picture of the question; the images after it are enlarged views of the regions \
-that matter, and the right answer may be given at the end. Use them to know what there is to see, and write as someone who has only \
-Image 1 and looks closer in the mind. Never mention the further images, an enlarged view that was given, or that the answer was known."""
+You are given more than the question shows. Image 1 is the picture of the question; the images after it are enlarged \
+views of the regions that matter, and the right answer may be given at the end. Use them to know what there is to see, \
+and write as someone who has only Image 1 and looks closer in the mind. Never mention the further images, an enlarged \
+view that was given, or that the answer was known."""
 
 ANSWER_PROMPT = "Answer the question from the picture. End with the final answer in <answer> and </answer>, once."
 IMAGINE_TEACHER_ANSWER_ONLY = f"""{IMAGINE_STUDENT}
 
 The right answer is given at the end. Use it to know what there is to see, and never mention that it was known."""
 
-# --- thinking with images: the zoom tool in the Hermes form, 0-1000 coordinates (Qwen3-VL) -------------------------------------
+# --- thinking with images: the zoom tool in the Hermes form, 0-1000 coordinates (Qwen3-VL) ------------------------------------
 
-TOOLS_SYSTEM = """You may look closer at a picture with a tool before you answer.
+_ZOOM_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "image_zoom_in_tool",
+        "description": "Cut a region out of a picture and show it enlarged.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "bbox_2d": {
+                    "type": "array",
+                    "items": {"type": "number"},
+                    "minItems": 4,
+                    "maxItems": 4,
+                    "description": "[x1, y1, x2, y2] of the region; 0 is the picture's left or top, 1000 its right or bottom.",
+                },
+                "label": {"type": "string", "description": "What is in the region."},
+                "img_idx": {"type": "integer", "description": "Which picture, counted from 0. Default 0."},
+            },
+            "required": ["bbox_2d"],
+        },
+    },
+}
+TOOLS_SYSTEM = f"""You may look closer at a picture with a tool before you answer.
 
 # Tools
 <tools>
-{"type": "function", "function": {"name": "image_zoom_in_tool", "description": "Cut a region out of a picture and show it enlarged.", "parameters": \
-{"type": "object", "properties": {"bbox_2d": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4, "description": \
-"[x1, y1, x2, y2] of the region, relative to the picture: 0 is left or top, 1000 is right or bottom."}, "label": {"type": "string", "description": \
-"What is in the region."}, "img_idx": {"type": "integer", "description": "Which picture, counted from 0. Default 0."}}, "required": ["bbox_2d"]}}}
+{json.dumps(_ZOOM_TOOL)}
 </tools>
 
 To call it, reply with the name and the arguments as JSON, and wait for the picture:
 <tool_call>
-{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [x1, y1, x2, y2]}}
+{{"name": "image_zoom_in_tool", "arguments": {{"bbox_2d": [x1, y1, x2, y2]}}}}
 </tool_call>
 
 When you have seen enough, end with the final answer in <answer> and </answer>, once."""
 
-# --- prompts of the embedded tiny model: it knows these words and no others ------------------------------------------------------
+# --- prompts of the embedded tiny model: it knows these words and no others ---------------------------------------------------
 
 TINY_TOOLS = "Zoom with image_zoom_in_tool."
 TINY_IMAGINE = "Imagine zooming in, then answer."

@@ -9,6 +9,7 @@ import pydantic
 
 from ..vlm.records import Sample
 from .crops import Part
+from .mix import Blend
 
 BoxFormat = Literal["px_xyxy", "k1000_xyxy", "frac_xyxy", "px_xywh"]
 
@@ -17,23 +18,24 @@ class MixPart(Part):
     """One ingredient of a mixture."""
 
     data: DataSpec
-    weight: float = pydantic.Field(1.0, gt=0)
+    weight: float = pydantic.Field(default=1.0, gt=0)
     """Share of the prompts, relative to the other ingredients."""
 
 
 class DataSpec(Part):
     """Where samples come from: a synthetic world, a file, a hub data set, or a weighted mixture of these.
 
-    ``{synth: detail, split: train, n: 4096}``, ``{path: data/train.jsonl, image_dir: data/images}``, ``{mix: [{data: ..., weight: 3}, ...]}``.
+    ``{synth: detail, split: train, n: 4096}``, ``{path: data/train.jsonl, image_dir: data/images}``,
+    ``{mix: [{data: ..., weight: 3}, ...]}``.
     """
 
     synth: str | None = None
     """A world of `scenes` (detail, place, place_dense)."""
-    n: int = pydantic.Field(1024, ge=1)
+    n: int = pydantic.Field(default=1024, ge=1)
     """Synthetic samples."""
     kinds: tuple[str, ...] = ("letter",)
     """Kinds of synthetic questions."""
-    questions_per_scene: int = pydantic.Field(1, ge=1)
+    questions_per_scene: int = pydantic.Field(default=1, ge=1)
     as_text: bool = False
     """Synthetic scenes in words, without a picture."""
     canvas_px: int | None = None
@@ -47,15 +49,15 @@ class DataSpec(Part):
     """Folder that picture paths start from; None: the folder of the file."""
     box_format: BoxFormat | None = None
     """Unit of ``boxes``, ``box``, ``bbox`` where the column's name does not say it; None: pixels, x1 y1 x2 y2."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = pydantic.Field(default_factory=dict)
     """Own column names: {question: my_question}."""
     hub_split: str = "train"
     """Split of a hub data set or of a saved DatasetDict."""
     hub_name: str | None = None
     """Configuration of a hub data set."""
-    limit: int | None = pydantic.Field(None, ge=1)
+    limit: int | None = pydantic.Field(default=None, ge=1)
     """At most so many samples, after splitting: a seeded draw in file order."""
-    holdout_frac: float = pydantic.Field(0.0, ge=0, lt=1)
+    holdout_frac: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of the pictures held out as ``split: test``, by content: a picture is never in two splits."""
     verify: Literal["none", "header", "full"] = "header"
     """How pictures are looked at when reading: not at all, their headers, or decoded."""
@@ -80,60 +82,35 @@ class DataSpec(Part):
             raise ValueError(f"data: split {self.split!r} of {given[0]} data; expected {' or '.join(allowed)}")
         if given == ["path"] and self.split == "test" and not self.holdout_frac:
             raise ValueError(
-                "data: split: test of a file needs holdout_frac (the same in the training recipe), or a file of its own with split: train"
+                "data: split: test of a file needs holdout_frac (as in the training data), or a file of its own with split: train"
             )
         return self
 
 
 def load_data(spec: DataSpec | dict[str, Any]) -> Sequence[Sample]:
-    """The samples, built when they are indexed (pictures of a file are decoded then). A mixture is one after the other.
+    """The samples, built when they are indexed (pictures of a file are decoded then). A mixture is a `mix.Blend`.
 
     `ValueError` for a file that cannot be used at all; single bad rows are left out and reported by `read` and by
     ``foveate data check``.
     """
-    sources = [samples for samples, _ in load_sources(spec)]
-    return sources[0] if len(sources) == 1 else _Chain(sources)
-
-
-def load_sources(spec: DataSpec | dict[str, Any]) -> list[tuple[Sequence[Sample], float]]:
-    """The data sets of a spec with their weights, for `mix.Mixture`."""
     if isinstance(spec, dict):
         spec = DataSpec.model_validate(spec)
     if spec.mix:
-        return [(load_data(part.data), part.weight) for part in spec.mix]
+        return Blend([load_data(part.data) for part in spec.mix], [part.weight for part in spec.mix])
     if spec.synth is not None:
         from .scenes import samples
 
-        made = samples(
+        return samples(
             spec.synth, spec.split, spec.n, seed=spec.seed, kinds=spec.kinds, questions_per_scene=spec.questions_per_scene,
             as_text=spec.as_text, canvas_px=spec.canvas_px,
         )  # fmt: skip
-        return [(made, 1.0)]
     from .read import read
 
     result = read(spec)
     if not len(result.samples):
         shown = "".join(f"\n  {problem}" for problem in result.problems[:5])
         raise ValueError(f"{spec.path}: no usable row ({len(result.problems)} problems){shown}")
-    return [(result.samples, 1.0)]
-
-
-class _Chain(Sequence[Sample]):
-    def __init__(self, sources: Sequence[Sequence[Sample]]) -> None:
-        self.sources = sources
-
-    def __len__(self) -> int:
-        return sum(len(source) for source in self.sources)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        for source in self.sources:
-            if 0 <= place < len(source):
-                return source[place]
-            place -= len(source)
-        raise IndexError(f"sample {index} of {len(self)}")
+    return result.samples
 
 
 MixPart.model_rebuild()

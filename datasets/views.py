@@ -38,10 +38,10 @@ class ViewSpec(crops.Part):
     """Written into metrics and rollouts; a preset's name by default."""
     image: tuple[ImageOp, ...] = ("keep",)
     """What happens to the pictures, in this order: keep; replace_by_crop (the picture with the evidence gives way to its crops);
-    append_crops (crops follow the question); overlay_box; degrade (smaller); blank (grey). Crops are cut from the clean original."""
+    append_crops (crops follow the question); overlay_box; degrade (smaller); blank (grey). Crops are cut from the original."""
     crop: CropSpec = CropSpec()
     overlay: OverlaySpec = OverlaySpec()
-    degrade_factor: float = pydantic.Field(4.0, gt=1)
+    degrade_factor: float = pydantic.Field(default=4.0, gt=1)
     """Both sides are divided by this."""
     system: str = "own"
     """own: the sample's system prompt, if any; none: no system prompt; anything else is the system prompt."""
@@ -224,7 +224,8 @@ def _question(sample: Sample, spec: ViewSpec) -> str:
     if spec.question == "teacher":
         if sample.privileged.prompt is None:
             raise ValueError(
-                f"sample {sample.id}: this view needs a teacher prompt and the sample has none; add teacher_prompt to the data, or question: own"
+                f"sample {sample.id}: this view needs a teacher prompt and the sample has none; "
+                "add teacher_prompt to the data, or question: own"
             )
         text = sample.privileged.prompt
     for sentence in spec.remove:
@@ -252,7 +253,7 @@ def _tail(sample: Sample, spec: ViewSpec) -> str:
     if spec.answer:
         if sample.answer is None:
             raise ValueError(
-                f"sample {sample.id}: this view tells the answer and the sample has none; add an answer to the data, or answer: ''"
+                f"sample {sample.id}: this view tells the answer and the sample has none; add one to the data, or answer: ''"
             )
         tail += spec.answer.replace("{answer}", sample.answer)
     return tail + spec.suffix

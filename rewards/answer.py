@@ -22,8 +22,7 @@ How = Literal["tag", "boxed", "phrase", "letter", "option", "whole", "none"]
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _PHRASE = re.compile(
-    r"(?:\b(?:final\s+|correct\s+|best\s+|right\s+)?(?:answer|option|choice)\b(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?\s*[:=]"
-    r"|\b(?:final\s+|correct\s+|best\s+|right\s+)?(?:answer|option|choice)\s+(?:is|would\s+be|must\s+be|should\s+be))\s*",
+    r"\b(?:answer|option|choice)(?:\s*[:=]|\s+(?:is|would\s+be|must\s+be|should\s+be)\b\s*[:=]?)\s*",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=\w\w\w)\.\s+(?=[A-Z])")
@@ -31,6 +30,7 @@ _DENIED = re.compile(r"(?:\bnot|n['’]t|\bneither|\bnor|\bexcept|\bwithout)\s+(
 _OPTION_LINE = re.compile(r"(?:^|\n)\s*(?:\(([A-Z])\)|([A-Z])[.):])\s*([^\n]+)")
 _INLINE_OPTION = re.compile(r"\(([A-Z])\)\s*(.+?)(?=\s*[,;]?\s*\([A-Z]\)|$|\n)")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
+_NO_PUNCTUATION = str.maketrans(string.punctuation, " " * len(string.punctuation))
 _SHORT_WORDS = 3
 _ARTICLES = {"a", "an", "the"}
 
@@ -219,7 +219,7 @@ def number_in(text: str) -> float | None:
 
 def _normal(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces."""
-    bare = text.casefold().translate(str.maketrans({char: " " for char in string.punctuation}))
+    bare = text.casefold().translate(_NO_PUNCTUATION)
     words = bare.split()
     kept = [word for word in words if word not in _ARTICLES]
     return " ".join(kept or words)

@@ -28,7 +28,7 @@ class RewardSpec(pydantic.BaseModel):
     terms: dict[Term, float] = {"answer": 1.0}
     """answer: right or not; maths: the same by mathematical equality; format: see `format`."""
     kind: answers.Kind = "auto"
-    """How answers are compared: exact, choice, number, text; auto: choice with options, number with a numeric reference, else text."""
+    """How answers are compared. auto: choice where there are options, number where the reference is one, else text."""
     format: Literal["answer_tags", "think_answer", "boxed", "think_boxed"] = "answer_tags"
     """What the format term asks for."""
 
@@ -59,7 +59,7 @@ def score(sample: Sample, rollout: Rollout, spec: RewardSpec | None = None) -> R
     """
     if rollout.sample_id != sample.id:
         raise ValueError(
-            f"rollout {rollout.group_id}/{rollout.index} belongs to sample {rollout.sample_id}, not to {sample.id}; join them by id"
+            f"rollout {rollout.group_id}/{rollout.index} is of sample {rollout.sample_id}, not of {sample.id}; join them by id"
         )
     return score_text(sample, rollout.text, spec, truncated=rollout.stop.truncated)
 
