@@ -32,7 +32,7 @@ _COMPACT_BELOW = 0.75
 """Finished rows are dropped once this share of the batch, or less, is still being written."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn: temperature, then top-k, then top-p, as in vLLM.
 
