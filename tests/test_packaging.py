@@ -32,23 +32,40 @@ def test_the_wheel_takes_code_recipes_and_weights() -> None:
 
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     packages = find_namespace_packages(str(ROOT), include=settings["packages"]["find"]["include"])
-    for package in ("foveate.vlm.families", "foveate.train.signals", "foveate.datasets", "foveate.recipes", "foveate.recipes.tiny"):
+    for package in (
+        "foveate.vlm.families",
+        "foveate.train.signals",
+        "foveate.datasets",
+        "foveate.recipes",
+        "foveate.recipes.tiny",
+    ):
         assert package in packages
     assert not [package for package in packages if "__pycache__" in package or package.split(".")[0] != "foveate"]
     patterns = settings["package-data"]["*"]
-    needed = ["train/report.html.j2", "foveate/py.typed", "recipes/tiny/vision_opd.yaml", *weights()]
+    needed = ["train/templates/report.html.j2", "foveate/py.typed", "recipes/tiny/vision_opd.yaml", *weights()]
     assert not [name for name in needed if not any(Path(name).match(pattern) for pattern in patterns)]
 
 
 def weights() -> list[str]:
-    return [path.relative_to(ROOT).as_posix() for path in (ROOT / "vlm/tiny/weights").iterdir()] if (ROOT / "vlm/tiny/weights").is_dir() else []
+    return (
+        [path.relative_to(ROOT).as_posix() for path in (ROOT / "vlm/tiny/weights").iterdir()]
+        if (ROOT / "vlm/tiny/weights").is_dir()
+        else []
+    )
 
 
 def test_all_imported_libraries_are_declared() -> None:
     """What the rooms import at module level is a dependency of the base, under the name by which it is installed."""
     import ast
 
-    named = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "qwen_vl_utils": "qwen-vl-utils", "math_verify": "math-verify", "tokenizers": "transformers"}
+    named = {
+        "PIL": "pillow",
+        "cv2": "opencv-python-headless",
+        "yaml": "pyyaml",
+        "qwen_vl_utils": "qwen-vl-utils",
+        "math_verify": "math-verify",
+        "tokenizers": "transformers",
+    }
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     names = {entry.partition("#")[0].split("[")[0].split("=")[0].split(">")[0].strip().lower() for entry in declared}
     missing = set()
@@ -64,18 +81,22 @@ def test_all_imported_libraries_are_declared() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("line", ["import torchvision.transforms.v2", "from transformers import AutoProcessor", "import qwen_vl_utils"])
+@pytest.mark.parametrize(
+    "line", ["import torchvision.transforms.v2", "from transformers import AutoProcessor", "import qwen_vl_utils"]
+)
 def test_torchvision_built_for_cuda_imports_beside_cpu_torch(line: str) -> None:
     """PyPI's torchvision is a CUDA build; beside a CPU torch it fails to import, and transformers and peft with it."""
-    done = subprocess.run([sys.executable, "-c", f"import foveate\n{line}"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import foveate\n{line}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_torchvision_hook_is_needed_here() -> None:
     """Without the hook the import fails where it should: beside a CPU torch with a CUDA-built torchvision."""
-    import torch
-
     import importlib.metadata
+
+    import torch
 
     if torch.version.cuda is not None or importlib.metadata.version("torchvision").endswith("+cpu"):
         pytest.skip("torch and torchvision are of one kind here: nothing to mend")

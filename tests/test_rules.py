@@ -94,15 +94,22 @@ def module_name(path: Path) -> str:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_follow_the_table(room: str) -> None:
-    wrong = [f"{name_of(path)}:{arrow}" for path in sources(room) for arrow in forbidden_arrows(room, parsed(path), module_name(path))]
+    wrong = [
+        f"{name_of(path)}:{arrow}" for path in sources(room) for arrow in forbidden_arrows(room, parsed(path), module_name(path))
+    ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_import_rule_sees_lazy_and_relative_imports() -> None:
-    tree = ast.parse("def f():\n    from ..eval import runner\n    from .. import demo\nfrom ..vlm.records import Sample\nimport vlm.load\nimport datasets\n")
+    tree = ast.parse(
+        "def f():\n    from ..eval import runner\n    from .. import demo\n"
+        "from ..vlm.records import Sample\nimport vlm.load\nimport datasets\n"
+    )
     assert [line.split(" (")[0] for line in forbidden_arrows("train", tree, "foveate.train.loop")] == [
-        "5: vlm.load", "2: foveate.eval.runner", "3: foveate.demo",
-    ]  # fmt: skip
+        "5: vlm.load",
+        "2: foveate.eval.runner",
+        "3: foveate.demo",
+    ]
     deep = ast.parse("from ...vlm.load import load\nfrom ...vlm.images import Picture\nfrom ..boxes import clip\n")
     assert forbidden_arrows("visual_tools", deep, "foveate.visual_tools.dialects.hermes") == ["1: foveate.vlm.load.load"]
 
@@ -143,9 +150,11 @@ def forbidden_calls(path_name: str, tree: ast.AST) -> list[str]:
     return [
         f"{path_name}:{node.lineno}: {node.func.id}() - {FORBIDDEN_CALLS[node.func.id]}"
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in FORBIDDEN_CALLS
         and (path_name, node.func.id) not in ALLOWED_CALLS
-    ]  # fmt: skip
+    ]
 
 
 def broad_excepts(path_name: str, tree: ast.AST) -> list[str]:
@@ -167,7 +176,10 @@ def test_forbidden_calls_and_broad_excepts() -> None:
 
 
 def test_the_call_rules_can_fail() -> None:
-    tree = ast.parse("eval('1')\nmodel.eval()\ngetattr(a, 'b')\ntry:\n    pass\nexcept (OSError, Exception):\n    pass\ntry:\n    pass\nexcept:\n    pass\n")
+    tree = ast.parse(
+        "eval('1')\nmodel.eval()\ngetattr(a, 'b')\n"
+        "try:\n    pass\nexcept (OSError, Exception):\n    pass\ntry:\n    pass\nexcept:\n    pass\n"
+    )
     assert [line.split(":")[1] for line in forbidden_calls("x", tree)] == ["1", "3"]
     assert [line.split(":")[1] for line in broad_excepts("x", tree)] == ["6", "10"]
 
@@ -212,13 +224,16 @@ def test_datasets_is_hugging_faces_from_the_root(how: str, tmp_path: Path) -> No
         run_python("-c", code)
         return
     (tmp_path / "test_it.py").write_text(f"def test_it():\n    {code}\n", encoding="utf-8")
-    assert "1 passed" in run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "pyproject.toml", "--rootdir", ".", str(tmp_path / "test_it.py"))
+    assert "1 passed" in run_python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "pyproject.toml", "--rootdir", ".", str(tmp_path / "test_it.py")
+    )
 
 
 def test_records_data_rewards_and_recipes_import_no_model_stack() -> None:
     light = ["foveate.vlm.records", "foveate.train.config", *(module_name(path) for path in sources("datasets", "rewards"))]
     heavy = ("transformers", "vllm", "deepspeed", "peft", "accelerate", "trl", "torchvision")
-    code = f"import importlib, sys\nfor name in {light!r}: importlib.import_module(name)\nprint(*sorted(set({heavy!r}) & set(sys.modules)))"
+    code = f"import importlib, sys\nfor name in {light!r}: importlib.import_module(name)\n"
+    code += f"print(*sorted(set({heavy!r}) & set(sys.modules)))"
     assert run_python("-c", code).split() == []
 
 
@@ -234,7 +249,9 @@ def test_recipes_load_and_say_what_they_are(name: str) -> None:
     import yaml
 
     assert parse_recipe(yaml.safe_load(dump_recipe(config))) == config
-    assert recipe_path(name).read_text(encoding="utf-8").startswith("#"), "a recipe's head says what it does and what differs from the paper"
+    assert recipe_path(name).read_text(encoding="utf-8").startswith("#"), (
+        "a recipe's head says what it does and what differs from the paper"
+    )
 
 
 def test_there_are_recipes() -> None:
