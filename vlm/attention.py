@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import itertools
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,22 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layout import PrefixLayout, blocks_of, plan_of
+
 NAME = "foveate"
 Backend = Literal["batch", "varlen", "xformers"]
-
-_SLACK_FRAC, _SLACK_CELLS = 0.25, 4096
-"""A bucket may waste this share of its attention matrix, or this many cells, which cost less than another kernel call."""
-
-
-@dataclass(frozen=True)
-class PrefixLayout:
-    """``groups`` holds ``(prompt length, suffix lengths)`` in packed order. Integers only, so it goes anywhere a keyword goes."""
-
-    groups: tuple[tuple[int, tuple[int, ...]], ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(prompt + sum(suffixes) for prompt, suffixes in self.groups)
 
 
 @dataclass
@@ -70,40 +56,6 @@ class Decode:
     num_rollouts: int
     prompt_mask_CP: Tensor | None = None
     step: int = 0
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A run of queries and the prompt it also attends to (``prompt_length`` 0: none)."""
-
-    start: int
-    length: int
-    prompt_start: int
-    prompt_length: int
-
-    @property
-    def cells(self) -> int:
-        return self.length * (self.length + self.prompt_length)
-
-
-@dataclass
-class _Bucket:
-    """Pieces of similar shape, run as one padded batch. ``mask`` is None when plain causal attention is right."""
-
-    rows: int
-    queries: int
-    keys: int
-    mask: Tensor | None
-
-
-@dataclass
-class _Plan:
-    """Gather indices of one layout: all padded queries, all padded keys, and the way back."""
-
-    queries: Tensor
-    keys: Tensor
-    back_T: Tensor
-    buckets: list[_Bucket]
 
 
 def foveate_attention(
@@ -194,7 +146,7 @@ def _packed(
 
 def _packed_batch(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float | None) -> Tensor:
     """Public SDPA over padded buckets of similar prompts, and of similar suffixes behind their prompts."""
-    plan = _plan(layout, query_HTD.device)
+    plan = plan_of(layout, query_HTD.device)
     heads, num_tokens, width = query_HTD.shape
     kv_heads = key_JTD.shape[0]
     fold = heads // kv_heads
@@ -214,83 +166,12 @@ def _packed_batch(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=fold > 1)
         else:
             # heads that share keys become further queries: the prompt's keys are not copied once more per head
-            mask = bucket.mask.repeat(*(1,) * (bucket.mask.dim() - 2), fold, 1)
             q = q.reshape(bucket.rows, kv_heads, fold * bucket.queries, width)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.added(fold, q.dtype), scale=scaling)
             out = out.view(bucket.rows, heads, bucket.queries, width)
         outs.append(out.transpose(1, 2).reshape(bucket.rows * bucket.queries, heads * width))
     whole = outs[0] if len(outs) == 1 else torch.cat(outs)
     return whole.index_select(0, plan.back_T).view(num_tokens, heads, width)
-
-
-@functools.lru_cache(16)
-def _plan(layout: PrefixLayout, device: torch.device) -> _Plan:
-    pieces = list(_pieces(layout))
-    buckets, queries, keys, back, at = [], [], [], torch.zeros(layout.num_tokens, dtype=torch.long), 0
-    for members in _bucketed(pieces):
-        num_q = max(piece.length for piece in members)
-        num_p = max(piece.prompt_length for piece in members)
-        index_q, index_k = (
-            torch.zeros(len(members), num_q, dtype=torch.long),
-            torch.zeros(len(members), num_p + num_q, dtype=torch.long),
-        )
-        for i, piece in enumerate(members):
-            own = torch.arange(piece.start, piece.start + piece.length)
-            index_q[i, : piece.length] = own
-            index_k[i, : piece.prompt_length] = torch.arange(piece.prompt_start, piece.prompt_start + piece.prompt_length)
-            index_k[i, num_p : num_p + piece.length] = own
-            back[piece.start : piece.start + piece.length] = at + i * num_q + torch.arange(piece.length)
-        at += len(members) * num_q
-        buckets.append(_Bucket(len(members), num_q, num_p + num_q, _mask(members, num_q, num_p, device)))
-        queries.append(index_q.flatten())
-        keys.append(index_k.flatten())
-    return _Plan(torch.cat(queries).to(device), torch.cat(keys).to(device), back.to(device), buckets)
-
-
-def _pieces(layout: PrefixLayout) -> Iterator[_Piece]:
-    at = 0
-    for prompt, suffixes in layout.groups:
-        yield _Piece(at, prompt, 0, 0)
-        start = at + prompt
-        for length in suffixes:
-            if length:
-                yield _Piece(start, length, at, prompt)
-            start += length
-        at = start
-
-
-def _bucketed(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces put together while padding them to one shape costs less than another call would."""
-    ordered = sorted(pieces, key=lambda piece: (piece.prompt_length, piece.length), reverse=True)
-    members: list[_Piece] = []
-    longest = real = 0
-    for piece in ordered:
-        if members and (piece.prompt_length == 0) == (members[0].prompt_length == 0):
-            width = max(longest, piece.length)
-            padded = (len(members) + 1) * width * (width + members[0].prompt_length)
-            if padded - real - piece.cells <= max(_SLACK_CELLS, _SLACK_FRAC * (real + piece.cells)):
-                members.append(piece)
-                longest, real = width, real + piece.cells
-                continue
-        if members:
-            yield members
-        members, longest, real = [piece], piece.length, piece.cells
-    if members:
-        yield members
-
-
-def _mask(members: Sequence[_Piece], num_q: int, num_p: int, device: torch.device) -> Tensor | None:
-    """Bool ``[Q, K]``, or ``[B, 1, Q, K]`` where prompts differ in length; None for prompts: causality hides the padding."""
-    if num_p == 0:
-        return None
-    row = torch.arange(num_q, device=device)[:, None]
-    causal_QK = torch.arange(num_p + num_q, device=device)[None, :] <= row + num_p
-    if all(piece.prompt_length == num_p for piece in members):
-        return causal_QK
-    real_B = torch.tensor([piece.prompt_length for piece in members], device=device)
-    at_K = torch.arange(num_p + num_q, device=device)
-    real_BK = (at_K < real_B[:, None]) | (at_K >= num_p)
-    return causal_QK & real_BK[:, None, None, :]
 
 
 # ---------------------------------------------------------------- packed rows on CUDA
@@ -298,38 +179,10 @@ def _mask(members: Sequence[_Piece], num_q: int, num_p: int, device: torch.devic
 # not been run where this was written.
 
 
-@dataclass
-class _Blocks:
-    """Keys gathered as ``[prompt][prompt, suffix 1][prompt, suffix 2]...``, so every block is causal from the bottom right."""
-
-    gather: Tensor
-    query_lengths: list[int]
-    key_lengths: list[int]
-    cu_queries: Tensor
-    cu_keys: Tensor
-
-
-@functools.lru_cache(16)
-def _blocks(layout: PrefixLayout, device: torch.device) -> _Blocks:
-    gather, query_lengths, key_lengths = [], [], []
-    for piece in _pieces(layout):
-        gather += [
-            torch.arange(piece.prompt_start, piece.prompt_start + piece.prompt_length),
-            torch.arange(piece.start, piece.start + piece.length),
-        ]
-        query_lengths.append(piece.length)
-        key_lengths.append(piece.prompt_length + piece.length)
-    cu_q, cu_k = (
-        torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
-        for lengths in (query_lengths, key_lengths)
-    )
-    return _Blocks(torch.cat(gather).to(device), query_lengths, key_lengths, cu_q, cu_k)
-
-
 def _packed_varlen(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    blocks = _blocks(layout, query_HTD.device)
+    blocks = blocks_of(layout, query_HTD.device)
     query, key, value = (x.transpose(0, 1) for x in (query_HTD, key_JTD, value_JTD))
     key, value = key.index_select(0, blocks.gather), value.index_select(0, blocks.gather)
     out = varlen_attn(
@@ -346,7 +199,7 @@ def _packed_xformers(
     import xformers.ops as xops
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
 
-    blocks = _blocks(layout, query_HTD.device)
+    blocks = blocks_of(layout, query_HTD.device)
     fold = query_HTD.shape[0] // key_JTD.shape[0]
     query = query_HTD.transpose(0, 1)
     key, value = (x.transpose(0, 1).index_select(0, blocks.gather).repeat_interleave(fold, 1) for x in (key_JTD, value_JTD))
