@@ -38,6 +38,8 @@ def header_size(ref: Any, file: str, image_dir: str | None = None) -> tuple[int,
     try:
         with Image.open(found if isinstance(found, Path) else io.BytesIO(found)) as image:
             width, height = image.size
+            if image.format == "PNG" and "exif" not in image.info:
+                return width, height  # asking a PNG for EXIF that is not at its head decodes all of it
             return (height, width) if image.getexif().get(_ORIENTATION) in _TURNED else (width, height)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"{name}: not a readable picture ({error}); replace the file or remove its row") from error

@@ -122,11 +122,11 @@ def _choice(content: str, options: Sequence[str], count: int, marked: bool) -> s
     if alone and (marked or alone.group(1).isupper() or "(" in plain):
         return alone.group(1).upper()
     head = re.match(rf"(?:\(([A-{last}])\)|([A-{last}])[.):](?!\w))", plain)
-    rivals = set(_letters(plain, count))
+    if head and set(_letters(_DENIED.sub(" ", plain), count)) <= {head.group(1) or head.group(2)}:
+        return head.group(1) or head.group(2)
     if _DENIED.search(plain):
         return None
-    if head and rivals <= {head.group(1) or head.group(2)}:
-        return head.group(1) or head.group(2)
+    rivals = set(_letters(plain, count))
     by_text = _by_option_text(plain, options)
     # "A red car" under "the answer is": a letter that the option's own text confirms.
     led = re.match(rf"([A-{last}])\s+(.+)", plain, re.DOTALL)
