@@ -12,19 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foveate.vlm.attention import (
-    NAME,
-    Backend,
-    Decode,
-    PrefixLayout,
-    _decode,
-    _packed,
-    bucketed,
-    foveate_attention,
-    pieces_of,
-    plan_of,
-)
+from foveate.vlm.attention import NAME, Backend, Decode, PrefixLayout, _decode, _packed, foveate_attention
 from foveate.vlm.backbone import encode, forward_packed, hidden_rows
+from foveate.vlm.layout import bucketed, pieces_of, plan_of
 from foveate.vlm.load import tiny_random
 from foveate.vlm.messages import Message
 from foveate.vlm.packing import pack

@@ -99,8 +99,8 @@ def plan_of(layout: PrefixLayout, device: torch.device) -> Plan:
         buckets.append(Bucket(len(members), num_q, num_p + num_q, _mask(members, num_q, num_p, device)))
         queries.append(index_BQ.ravel())
         keys.append(index_BK.ravel())
-    indices = (torch.from_numpy(x).to(device) for x in (np.concatenate(queries), np.concatenate(keys), back_T))
-    return Plan(*indices, buckets)
+    flat_q, flat_k, back = (torch.from_numpy(x).to(device) for x in (np.concatenate(queries), np.concatenate(keys), back_T))
+    return Plan(flat_q, flat_k, back, buckets)
 
 
 def pieces_of(layout: PrefixLayout) -> Iterator[Piece]:
