@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.video_utils import VideoMetadata
+
 from foveate.vlm.families.registry import FAMILIES, family_of
 from foveate.vlm.images import Picture, PictureError, PixelBudget
 from foveate.vlm.load import VLM, tiny_random
 from foveate.vlm.messages import Clip, Message
 from foveate.vlm.render import Renderer
 from foveate.vlm.segments import VisualItem, VisualSpan
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers.video_utils import VideoMetadata
 
 TEMPLATES = {"qwen2_vl": "qwen2_5_vl", "qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen3_5": "qwen3_5_nothink"}
 FPS = 3.0

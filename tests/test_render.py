@@ -1,4 +1,4 @@
-"""Text to tokens: pictures cannot be faked or lost, actions are copied, and a played rollout is the chat the template would write."""
+"""Text to tokens: pictures cannot be faked or lost, actions are copied, and a rollout is the chat its template would write."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
 from foveate.vlm.families.base import CHATML, RESERVED_TOKENS
 from foveate.vlm.images import Picture
 from foveate.vlm.load import VLM, tiny_random
 from foveate.vlm.messages import Clip, Message
 from foveate.vlm.records import StopReason, Turn, View
 from foveate.vlm.render import Renderer, RenderError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 END = "<|im_end|>"
 
@@ -147,7 +148,7 @@ CASES = {
 @pytest.mark.parametrize("family", CASES)
 @pytest.mark.parametrize("num_tools", [1, 3])
 def test_a_played_rollout_is_the_chat_as_the_template_writes_it(family: str, num_tools: int) -> None:
-    """Prompt + scripted actions + observations, against the template's rendering of the whole chat; positions against the model."""
+    """Prompt, scripted actions and observations against the template's rendering of the whole chat; and the positions."""
     name, role, kwargs = CASES[family]
     made = renderer(family, template(name), **kwargs)
     view = View("student", (Message.system("Zoom."), Message.user(noise(0, 96, 64), "What letter?")))

@@ -30,9 +30,11 @@ def patches_PD(item: VisualItem, settings: ImageSettings) -> torch.Tensor:
     video_FCHW = torch.stack([frame_CHW(frame, item.width_px, item.height_px) for frame in frames]).float()
     mean_C11 = torch.tensor(settings.mean).view(3, 1, 1) * 255.0
     std_C11 = torch.tensor(settings.std).view(3, 1, 1) * 255.0
-    video_FCHW = (video_FCHW - mean_C11) / std_C11
+    video_FCHW.sub_(mean_C11).div_(std_C11)
     short_by = -len(frames) % settings.temporal_patch_size
-    if short_by:
+    if len(frames) == 1:
+        video_FCHW = video_FCHW.expand(settings.temporal_patch_size, -1, -1, -1)  # no copy until the patches are laid out
+    elif short_by:
         video_FCHW = torch.cat([video_FCHW, video_FCHW[-1:].expand(short_by, -1, -1, -1)])
     t, h, w = item.grid_thw
     m, p = settings.merge_size, settings.patch_size

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _MARK = "foveate-action"
 _PADS = re.compile(f"({re.escape(IMAGE_PAD)}|{re.escape(VIDEO_PAD)})")
 _RESERVED = re.compile("|".join(re.escape(token) for token in RESERVED_TOKENS))
-_CACHED_PROMPTS = 4096
+_CACHED_SEGMENTS = 8192
 
 
 class RenderError(ValueError):
@@ -80,7 +80,7 @@ class Renderer:
         self._end_of_turn: int = vocab[END_OF_TURN]
         self.stop_ids: tuple[int, ...] = tuple(vocab[token] for token in (END_OF_TURN, END_OF_TEXT) if token in vocab)
         self.banned_ids: tuple[int, ...] = tuple(vocab[token] for token in VISION_TOKENS if token in vocab)
-        self._prompts: OrderedDict[tuple[Message, ...], Segment] = OrderedDict()
+        self._segments: dict[object, Segment] = {}
         self._patches: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._patch_bytes_left = patch_cache_bytes
 
@@ -114,17 +114,7 @@ class Renderer:
     def prompt(self, messages: Sequence[Message], sample_id: str = "") -> Segment:
         """The chat up to and including the generation prompt. Raises `RenderError`."""
         key = tuple(messages)
-        known = self._prompts.get(key)
-        if known is not None:
-            self._prompts.move_to_end(key)
-            return known
-        where = f"sample {sample_id}" if sample_id else "prompt"
-        self._refuse_reserved(key, where)
-        segment = self._segment(self._template(key, where), _visuals(key), where)
-        self._prompts[key] = segment
-        if len(self._prompts) > _CACHED_PROMPTS:
-            self._prompts.popitem(last=False)
-        return segment
+        return self._segments.get(key) or self._keep(key, self._new_prompt(key, f"sample {sample_id}" if sample_id else "prompt"))
 
     def observation(self, message: Message, closed: bool = True) -> Segment:
         """What follows an action: the end of its line, the turn of the world, and the next generation prompt.
@@ -132,17 +122,8 @@ class Renderer:
         ``closed=False``: the action was cut before its end-of-turn token, which is then written first. A reserved token quoted
         in the text (by a tool that repeats what the model wrote) is broken by a space, since the world must not stop a rollout.
         """
-        parts = tuple(_broken(part) if isinstance(part, str) else part for part in _merged(message.parts))
-        message = Message(message.role, parts)
-        # what the template itself writes after an assistant turn, so that the context is what the model was trained on
-        where = f"observation ({message.role})"
-        text = self._template((Message.user("."), Message.assistant(_MARK), message), where)
-        head, _, tail = text.rpartition(_MARK + END_OF_TURN)
-        if not head:
-            raise RenderError(
-                f"the chat template does not end an assistant turn with {END_OF_TURN}; give the renderer another chat_template"
-            )
-        return self._segment(tail if closed else END_OF_TURN + tail, _visuals((message,)), where)
+        key = (message, closed)
+        return self._segments.get(key) or self._keep(key, self._new_observation(message, closed))
 
     def render(self, view: View, turns: Sequence[Turn] = (), sample_id: str = "") -> Rendered:
         """A view and the turns played in it; action ids are copied, never tokenized again."""
@@ -208,6 +189,29 @@ class Renderer:
         return made
 
     # ---- inside ---------------------------------------------------------------------------------------------------------
+
+    def _new_prompt(self, messages: tuple[Message, ...], where: str) -> Segment:
+        self._refuse_reserved(messages, where)
+        return self._segment(self._template(messages, where), _visuals(messages), where)
+
+    def _new_observation(self, message: Message, closed: bool) -> Segment:
+        parts = tuple(_broken(part) if isinstance(part, str) else part for part in _merged(message.parts))
+        message = Message(message.role, parts)
+        # what the template itself writes after an assistant turn, so that the context is what the model was trained on
+        where = f"observation ({message.role})"
+        text = self._template((Message.user("."), Message.assistant(_MARK), message), where)
+        head, _, tail = text.rpartition(_MARK + END_OF_TURN)
+        if not head:
+            raise RenderError(
+                f"the chat template does not end an assistant turn with {END_OF_TURN}; give the renderer another chat_template"
+            )
+        return self._segment(tail if closed else END_OF_TURN + tail, _visuals((message,)), where)
+
+    def _keep(self, key: object, segment: Segment) -> Segment:
+        if len(self._segments) >= _CACHED_SEGMENTS:
+            self._segments.pop(next(iter(self._segments)))  # the oldest: a dict keeps the order of arrival
+        self._segments[key] = segment
+        return segment
 
     def _refuse_reserved(self, messages: Sequence[Message], where: str) -> None:
         for number, message in enumerate(messages):
@@ -282,7 +286,8 @@ def _visuals(messages: Sequence[Message]) -> list[Picture | Clip]:
 def _merged(parts: Sequence[Part]) -> Iterator[Part]:
     """Parts with neighbouring texts joined: two texts may spell a token together."""
     for is_text, run in itertools.groupby(parts, key=lambda part: isinstance(part, str)):
-        yield from ["".join(str(part) for part in run)] if is_text else run
+        pieces = list(run)
+        yield from ["".join(str(piece) for piece in pieces)] if is_text else pieces
 
 
 def _broken(text: str) -> str:
