@@ -110,7 +110,8 @@ def test_first_adamw_step_by_hand() -> None:
 def test_frozen_and_shared_parameters() -> None:
     model = net()
     model.mlp.requires_grad_(False)
-    shared = [*model.named_parameters(), ("tied", model.embed_tokens.weight)]
+    named = list(model.named_parameters())
+    shared = [*named, ("tied", named[0][1])]
     optimizer = build_optimizer(shared, Settings(), 10)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
     model.requires_grad_(False)
@@ -222,7 +223,7 @@ def test_guard_sees_spikes_against_the_running_median() -> None:
         assert all(guard.check(1.0, one(norm), 1.0)[1] for norm in (500.0, 1.0, 2.0, 3.0, 2.0))  # the start is never a spike
         return guard
 
-    assert warm("clip").check(1.0, one(19.9), 1.0) == (pytest.approx(19.9), True)
+    assert warm("clip").check(1.0, one(19.5), 1.0) == (19.5, True)
     clip, skip = warm("clip"), warm("skip")
     parameters = list(one(21.0))
     norm, applied = clip.check(1.0, parameters, 1.0)
