@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -90,25 +91,27 @@ class DataSpec(Part):
 def load_data(spec: DataSpec | dict[str, Any]) -> Sequence[Sample]:
     """The samples, built when they are indexed (pictures of a file are decoded then). A mixture is a `mix.Blend`.
 
-    `ValueError` for a file that cannot be used at all; single bad rows are left out and reported by `read` and by
-    ``foveate data check``.
+    `ValueError` for a file that cannot be used at all; single bad rows are left out, counted and named in a warning, and
+    reported in full by ``foveate data check``.
     """
     if isinstance(spec, dict):
         spec = DataSpec.model_validate(spec)
     if spec.mix:
         return Blend([load_data(part.data) for part in spec.mix], [part.weight for part in spec.mix])
     if spec.synth is not None:
-        from .scenes import samples
+        from .scene_stream import scene_samples
 
-        return samples(
+        return scene_samples(
             spec.synth, spec.split, spec.n, seed=spec.seed, kinds=spec.kinds, questions_per_scene=spec.questions_per_scene,
             as_text=spec.as_text, canvas_px=spec.canvas_px,
         )  # fmt: skip
     from .read import read
 
     result = read(spec)
+    shown = "".join(f"\n  {problem}" for problem in result.problems[:5])
+    if len(result.samples) and result.problems:
+        warnings.warn(f"{spec.path}: {len(result.problems)} problems; {len(result.samples)} rows are used{shown}", stacklevel=2)
     if not len(result.samples):
-        shown = "".join(f"\n  {problem}" for problem in result.problems[:5])
         raise ValueError(f"{spec.path}: no usable row ({len(result.problems)} problems){shown}")
     return result.samples
 

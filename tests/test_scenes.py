@@ -142,3 +142,16 @@ def test_mistakes_are_named() -> None:
             call()
     with pytest.raises(ValueError, match="question kinds"):
         next(iter_samples("detail", "train", kinds=("colours",)))
+
+
+def test_samples_on_demand_are_those_of_the_list() -> None:
+    from foveate.datasets.scene_stream import SceneSamples, scene_samples
+    from foveate.datasets.scenes import samples
+
+    for kinds, per_scene in ((("letter",), 2), (("letter", "where"), 3)):
+        lazy = scene_samples("detail", "dev", 11, seed=3, kinds=kinds, questions_per_scene=per_scene)
+        assert isinstance(lazy, SceneSamples)
+        assert list(lazy) == samples("detail", "dev", 11, seed=3, kinds=kinds, questions_per_scene=per_scene)
+        assert lazy[-1] == lazy[10]
+        assert lazy[2:4] == [lazy[2], lazy[3]]
+    assert not isinstance(scene_samples("detail", "dev", 4, kinds=("hop",)), SceneSamples), "how many a scene allows is not known beforehand"
