@@ -56,7 +56,7 @@ def test_a_region_holds_the_box_stays_inside_and_is_large_enough(
     "box", [(5, 5, 5, 9), (9, 5, 5, 9), (200, 0, 300, 9), (-9, -9, 0.5, 9), (1, 2, 3), (1, 2, float("nan"), 4), ("1", 2, 3, 4)]
 )
 def test_bad_boxes_are_refused(box: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="row 3.*box"):
+    with pytest.raises(ValueError, match=r"row 3.*box"):
         checked_box(box, 100, 80, "row 3")
 
 

@@ -42,9 +42,11 @@ def crop_of(picture: Picture) -> Picture:
 
 def sample() -> Sample:
     secret = Privileged(
-        boxes_px_xyxy=(BOX,), crops=(Picture.of(np.full((8, 8, 3), (1, 2, 3), np.uint8)), crop_of(scene())), rationale="It hangs on the left wall.",
+        boxes_px_xyxy=(BOX,),
+        crops=(Picture.of(np.full((8, 8, 3), (1, 2, 3), np.uint8)), crop_of(scene())),
+        rationale="It hangs on the left wall.",
         prompt="Look at the left wall. What hangs there?",
-    )  # fmt: skip
+    )
     return Sample(
         id="s1", question="What is on the wall, a mirror or a clock?", answer="clock", images=(scene(),), privileged=secret
     )

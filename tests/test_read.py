@@ -321,8 +321,9 @@ def test_check_reports_what_is_there_and_what_is_wrong(tmp_path: Path) -> None:
 
 def test_data_and_rewards_import_without_the_model_stack() -> None:
     code = (
-        "import sys, foveate.datasets.spec, foveate.datasets.views, foveate.datasets.presets, foveate.datasets.read, foveate.datasets.check\n"
-        "import foveate.datasets.crop_files, foveate.datasets.leaks, foveate.datasets.mix, foveate.rewards.combine\n"
+        "import sys, foveate.datasets.spec, foveate.datasets.views, foveate.datasets.presets\n"
+        "import foveate.datasets.read, foveate.datasets.check, foveate.datasets.crop_files\n"
+        "import foveate.datasets.leaks, foveate.datasets.mix, foveate.rewards.combine\n"
         "print([name for name in ('torch', 'transformers', 'vllm', 'deepspeed', 'sympy', 'pyarrow') if name in sys.modules])"
     )
     root = Path(__file__).resolve().parent.parent

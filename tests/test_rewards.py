@@ -49,6 +49,7 @@ MORE = {
     "I cannot tell.": None,
     "I think it is either A or B.": None,
     "A. or B.": None,
+    "It is A. or B. Either way it is red.": None,
     "Answer: A, B": None,
     "Answer: not B": None,
     "It isn't A, it's B.": None,
@@ -205,7 +206,8 @@ def test_rewards_are_keyed_by_sample() -> None:
 def test_maths_is_compared_as_maths() -> None:
     spec = RewardSpec(terms={"maths": 1.0})
     for said, reference, right in (
-        ("1/2", "0.5", True), (r"\frac{1}{2}", "0.5", True), ("2x+1", "1+2x", True), ("3", "4", False), ("not maths at all (", "4", False),
+        ("1/2", "0.5", True), (r"\frac{1}{2}", "0.5", True), ("2x+1", "1+2x", True), ("3", "4", False),
+        ("not maths at all (", "4", False),
     ):  # fmt: skip
         assert score_text(sample(reference), f"<answer>{said}</answer>", spec).total == float(right), said
 

@@ -195,7 +195,7 @@ def test_views_that_make_no_sense_are_refused_with_the_way_out() -> None:
         resolve_view("vision_opd.studnet")
     with pytest.raises(ValueError, match="exclude each other"):
         ViewSpec(image=("replace_by_crop", "append_crops"))
-    with pytest.raises(ValueError, match="lacks {answer}"):
+    with pytest.raises(ValueError, match=r"lacks \{answer\}"):
         ViewSpec(answer="the answer")
     with pytest.raises(ValueError, match="hnit"):
         resolve_view({"preset": "full", "hnit": "x"})
