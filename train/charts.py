@@ -80,10 +80,7 @@ def line_chart(title: str, series: Sequence[Series], percent: bool = False) -> s
         return ""
     x_low, x_high = min(min(one.xs) for one in shown), max(max(one.xs) for one in shown)
     values = [value for one in shown for value in (*_visible(one.ys), *one.lows, *one.highs)]
-    y_ticks = ticks(min(values), max(values))
-    if percent:
-        y_ticks = [tick for tick in y_ticks if -1e-9 <= tick <= 1 + 1e-9]
-    y_low, y_high = min(y_ticks[0], *values) if percent else y_ticks[0], max(y_ticks[-1], *values) if percent else y_ticks[-1]
+    y_ticks, y_low, y_high = _scale(values, percent)
 
     def x_of(x: float) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * ((x - x_low) / (x_high - x_low) if x_high > x_low else 0.5)
@@ -119,6 +116,18 @@ def line_chart(title: str, series: Sequence[Series], percent: bool = False) -> s
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}'
         f'<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}" x1="0" x2="0" visibility="hidden"/></svg></figure>'
     )
+
+
+def _scale(values: Sequence[float], percent: bool) -> tuple[list[float], float, float]:
+    """Ticks, and the ends of the axis; shares stay between 0 and 1 however little they move."""
+    low, high = min(values), max(values)
+    if not percent:
+        found = ticks(low, high)
+        return found, found[0], found[-1]
+    if high - low < 0.05:
+        low, high = max(0.0, low - 0.05), min(1.0, high + 0.05)
+    found = [tick for tick in ticks(low, high) if -1e-9 <= tick <= 1 + 1e-9]
+    return found, min(found[0], low), max(found[-1], high)
 
 
 def _visible(ys: Sequence[float]) -> Sequence[float]:

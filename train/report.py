@@ -348,8 +348,14 @@ def _environment(picture: Any) -> jinja2.Environment:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.globals["picture"] = picture
-    environment.filters |= {"heat": heat, "signed": lambda points: f"{points:+.1f}".replace("-", "\u2212")}
+    environment.filters |= {"heat": heat, "signed": signed}
     return environment
+
+
+def signed(points: float) -> str:
+    """A change in points with its sign; nothing has no sign."""
+    text = f"{points:+.1f}".replace("-", "\u2212")
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def heat(values: Sequence[float]) -> list[float]:
