@@ -210,6 +210,13 @@ def test_a_picture_is_encoded_once_however_often_it_is_shown(family: str) -> Non
     assert seen == [sum(int(np.prod(item.grid_thw)) for item in packed.items)]
 
 
+def test_patches_are_projected_as_the_convolution_does() -> None:
+    projection = tiny("qwen2_5_vl").model.model.visual.patch_embed.proj
+    assert isinstance(projection, backbone.PatchProjection)
+    patches = torch.randn(5, projection.in_channels, *projection.kernel_size)
+    torch.testing.assert_close(projection(patches), torch.nn.Conv3d.forward(projection, patches), atol=1e-5, rtol=1e-5)
+
+
 def test_given_features_are_used_and_a_missing_picture_is_named() -> None:
     vlm = tiny("qwen2_5_vl")
     packed = pack(groups_of(vlm))

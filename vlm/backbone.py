@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import NAME, Prefill, PrefixLayout
@@ -65,6 +66,23 @@ class Features:
             start = self.places[span.item.key].start + span.offset
             rows.append(np.arange(start, start + span.length))
         return torch.from_numpy(np.concatenate(rows)).to(self.rows_FD.device)
+
+
+class PatchProjection(torch.nn.Conv3d):
+    """A convolution whose one window is the whole patch, which is a matrix product: 3 to 5 times as fast on a CPU, forward and
+    backward, and free of the slow 3-D convolutions of some CUDA versions. Weights, names and files stay those of the convolution.
+    """
+
+    def forward(self, patches_PCFHW: Tensor) -> Tensor:
+        """``[P, C, F, H, W]`` -> ``[P, D, 1, 1, 1]``."""
+        return F.linear(patches_PCFHW.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
+
+
+def project_patches_by_matmul(model: torch.nn.Module) -> None:
+    """Let the patch embedding of a vision tower run as `PatchProjection`. Harmless when done twice."""
+    for module in model.modules():
+        if type(module) is torch.nn.Conv3d and module.kernel_size == module.stride and module.groups == 1:
+            module.__class__ = PatchProjection
 
 
 def encode(vlm: VLM, items: Sequence[VisualItem]) -> Features:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .backbone import project_patches_by_matmul
 from .families.base import Family, TinySizes
 from .families.registry import family_of
 from .folder import (
@@ -50,6 +51,9 @@ class VLM:
     name: str
     tokenizer: PreTrainedTokenizerBase
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        project_patches_by_matmul(self.model)
 
     @property
     def device(self) -> torch.device:
