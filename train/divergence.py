@@ -68,25 +68,27 @@ def divergence_and_gradient(
     *,
     support: str = "full",
     top_c: int = 100,
-    in_place: bool = False,
+    scratch: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The divergence of every row [R] and its derivative with respect to the student's logits [R, V], without autograd.
 
     Both inputs are log-probabilities normalised over the full vocabulary, of logits that were divided by the same temperature;
-    the derivative is with respect to the divided logits. ``in_place`` lets -inf be replaced in both inputs and the teacher's
-    memory be reused, which saves two [R, V].
+    the derivative is with respect to the divided logits. ``scratch`` is memory for two [R, V]: with it nothing of that size is
+    allocated, -inf is replaced in both inputs, the teacher's memory is used up, and the derivative lies in one of the three.
     """
     check_divergence(name, beta, support, top_c)
     with torch.no_grad():
-        student, teacher = _safe(student_logprobs_RV, in_place), _safe(teacher_logprobs_RV, in_place)
+        student, teacher = _safe(student_logprobs_RV, scratch is not None), _safe(teacher_logprobs_RV, scratch is not None)
+        first, second = scratch or (torch.empty_like(student), torch.empty_like(student))
         if support == "full" or top_c >= student.shape[-1]:
-            value, pull, prob = _PULLS[name](student, teacher, beta)
+            value, pull, prob = _PULLS[name](student, teacher, beta, first, second)
             return value, pull.addcmul_(prob, pull.sum(-1, keepdim=True), value=-1)
-        ids_RC, student_RP, teacher_RP = top_support(student, teacher, top_c)
-        value, pull, prob = _PULLS[name](student_RP, teacher_RP, beta)
+        ids_RC = student.topk(top_c, dim=-1).indices
+        student_RP, teacher_RP = _with_tail(student, ids_RC, first), _with_tail(teacher, ids_RC, first)
+        value, pull, prob = _PULLS[name](student_RP, teacher_RP, beta, torch.empty_like(student_RP), torch.empty_like(student_RP))
         pull.addcmul_(prob, pull.sum(-1, keepdim=True), value=-1)
         # The tail's pull is shared among its tokens by p_v / P_tail; candidates are overwritten just after.
-        gradient = torch.sub(student, student_RP[:, -1:]).exp_().mul_(pull[:, -1:])
+        gradient = torch.sub(student, student_RP[:, -1:], out=first).exp_().mul_(pull[:, -1:])
         return value, gradient.scatter_(1, ids_RC, pull[:, :-1])
 
 
@@ -116,46 +118,47 @@ def _safe(logprobs: Tensor, in_place: bool = False) -> Tensor:
     return wide.clamp_(min=low) if in_place else wide.clamp(min=low)
 
 
-def _with_tail(logprobs_RV: Tensor, ids_RC: Tensor) -> Tensor:
-    rest = logprobs_RV.scatter(1, ids_RC, -torch.inf)
-    tail = rest.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(rest.dtype).min)
-    return torch.cat([logprobs_RV.gather(1, ids_RC), tail], -1)
-
-
-def _dot(a_RP: Tensor, b_RP: Tensor) -> Tensor:
-    return (a_RP * b_RP).sum(-1)
+def _with_tail(logprobs_RV: Tensor, ids_RC: Tensor, scratch_RV: Tensor | None = None) -> Tensor:
+    low = torch.finfo(logprobs_RV.dtype).min
+    if scratch_RV is None:  # for autograd
+        tail = logprobs_RV.scatter(1, ids_RC, -torch.inf).logsumexp(-1, keepdim=True)
+    else:
+        rest = scratch_RV.copy_(logprobs_RV).scatter_(1, ids_RC, low)
+        peak = rest.amax(-1, keepdim=True)
+        tail = rest.sub_(peak).exp_().sum(-1, keepdim=True).log_().add_(peak)
+    return torch.cat([logprobs_RV.gather(1, ids_RC), tail.clamp(min=low)], -1)
 
 
 Pull = tuple[Tensor, Tensor, Tensor]
-"""(value [R], pull [R, P], the student's probabilities [R, P]); the two [R, P] are new or the teacher's memory."""
+"""(value [R], pull [R, P], the student's probabilities [R, P]); the two [R, P] lie in the teacher's memory or in the scratch."""
 
 
-def _forward_kl_pull(student: Tensor, teacher: Tensor, beta: float) -> Pull:
-    prob = torch.sub(teacher, student)
-    value = _dot(teacher.exp_(), prob)
-    torch.exp(student, out=prob)
-    return value, torch.sub(prob, teacher, out=teacher), prob
+def _forward_kl_pull(student: Tensor, teacher: Tensor, beta: float, first: Tensor, second: Tensor) -> Pull:
+    gap = torch.sub(teacher, student, out=first)
+    teacher_prob = teacher.exp_()
+    value = torch.mul(teacher_prob, gap, out=second).sum(-1)
+    prob = torch.exp(student, out=first)
+    return value, torch.sub(prob, teacher_prob, out=second), prob
 
 
-def _reverse_kl_pull(student: Tensor, teacher: Tensor, beta: float) -> Pull:
-    pull = torch.sub(student, teacher)
-    prob = torch.exp(student, out=teacher)
-    pull.mul_(prob)
+def _reverse_kl_pull(student: Tensor, teacher: Tensor, beta: float, first: Tensor, second: Tensor) -> Pull:
+    prob = torch.exp(student, out=second)
+    pull = torch.sub(student, teacher, out=first).mul_(prob)
     return pull.sum(-1), pull, prob
 
 
-def _jsd_pull(student: Tensor, teacher: Tensor, beta: float) -> Pull:
-    gap = torch.sub(teacher, student).clamp_(max=_MAX_GAP)
+def _jsd_pull(student: Tensor, teacher: Tensor, beta: float, first: Tensor, second: Tensor) -> Pull:
+    gap = torch.sub(teacher, student, out=first).clamp_(max=_MAX_GAP)
     teacher_prob = teacher.exp_()
-    value = _dot(teacher_prob, gap)
+    value = torch.mul(teacher_prob, gap, out=second).sum(-1)
     to_mean = gap.expm1_().mul_(beta).log1p_().neg_()  # log(p_S / m)
-    value.add_(_dot(teacher_prob, to_mean)).mul_(beta)
-    prob = torch.exp(student, out=teacher)
+    value.add_(torch.mul(teacher_prob, to_mean, out=second).sum(-1)).mul_(beta)
+    prob = torch.exp(student, out=second)
     pull = to_mean.mul_(prob).mul_(1 - beta)
     return value.add_(pull.sum(-1)), pull, prob
 
 
-_PULLS: dict[str, Callable[[Tensor, Tensor, float], Pull]] = {
+_PULLS: dict[str, Callable[[Tensor, Tensor, float, Tensor, Tensor], Pull]] = {
     "forward_kl": _forward_kl_pull,
     "reverse_kl": _reverse_kl_pull,
     "jsd": _jsd_pull,

@@ -236,6 +236,11 @@ class _HeadPass:
         self.kd_R = [empty(len(term.weights_R)) for term in rows.kd]
         self.policy_places = [_Selection(term.index_R, R, self.chunk, hidden_RD.device) for term in rows.policy]
         self.kd_places = [_Selection(term.index_R, R, self.chunk, hidden_RD.device) for term in rows.kd]
+        self.banned = torch.tensor(self.banned_ids, dtype=torch.long, device=hidden_RD.device)
+        # Chunks take turns in the same memory: fresh pages cost a CPU more than the arithmetic on them.
+        shape = (min(self.chunk, R), len(weight_VD))
+        self.space = [torch.empty(shape, dtype=wide, device=hidden_RD.device) for _ in range(4 if rows.kd else 2)]
+        self.sum_RV: Tensor | None = None
         teacher_heads = [term.teacher_weight_VD.to(self.dtype) for term in rows.kd]
         head = weight_VD.to(self.dtype)
         grad_hidden = torch.empty_like(hidden_RD) if self.need_grad and hidden_RD.requires_grad else None
@@ -243,34 +248,38 @@ class _HeadPass:
         for number, start in enumerate(range(0, R, self.chunk)):
             span = slice(start, min(start + self.chunk, R))
             hidden = hidden_RD[span].to(self.dtype)
-            slope_RV = self._chunk(number, span, self._logits(hidden, head), teacher_heads)
+            slope_RV = self._chunk(number, span, hidden, head, teacher_heads)
             if slope_RV is not None and grad_hidden is not None:
                 grad_hidden[span] = slope_RV.to(self.dtype) @ head
             elif grad_hidden is not None:
                 grad_hidden[span] = 0
             if slope_RV is not None and grad_weight is not None:
                 grad_weight.addmm_(slope_RV.t(), hidden.to(wide))
+        del self.space, self.sum_RV
         return self._total(), grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype)
 
-    def _logits(self, hidden_RD: Tensor, weight_VD: Tensor) -> Tensor:
-        return (hidden_RD @ weight_VD.t()).to(self.wide)
+    def _logits(self, hidden_RD: Tensor, weight_VD: Tensor, out_RV: Tensor) -> Tensor:
+        if self.dtype == self.wide:
+            return torch.mm(hidden_RD, weight_VD.t(), out=out_RV)
+        return out_RV.copy_(hidden_RD @ weight_VD.t())
 
-    def _logprobs(self, logits_RV: Tensor, temperature: float) -> Tensor:
-        """Log-softmax in place, banned tokens out."""
+    def _logprobs(self, logits_RV: Tensor, temperature: float, out_RV: Tensor) -> Tensor:
+        """Log-softmax with banned tokens out; ``logits_RV`` is used up."""
         if temperature != 1.0:
             logits_RV.div_(temperature)
         if self.banned_ids:
-            logits_RV[:, list(self.banned_ids)] = -torch.inf
-        return logits_RV.sub_(logits_RV.logsumexp(-1, keepdim=True))
+            logits_RV.index_fill_(1, self.banned, -torch.inf)
+        return torch.log_softmax(logits_RV, -1, out=out_RV)
 
-    def _chunk(self, number: int, span: slice, logits_RV: Tensor, teacher_heads: list[Tensor]) -> Tensor | None:
-        """Derivative of the loss with respect to a chunk's logits; None where nothing is learned. Eats ``logits_RV``."""
-        logprobs_RV = self._logprobs(logits_RV, self.temperature)
+    def _chunk(self, number: int, span: slice, hidden_RD: Tensor, head: Tensor, teacher_heads: list[Tensor]) -> Tensor | None:
+        """Derivative of the loss with respect to a chunk's logits; None where nothing is learned."""
+        free, own = (one[: len(hidden_RD)] for one in self.space[:2])
+        logprobs_RV = self._logprobs(self._logits(hidden_RD, head, free), self.temperature, own)
         targets = self.rows.targets_R[span, None]
         self.logprobs_R[span] = logprobs_RV.gather(1, targets)[:, 0]
         logprobs_RV.clamp_(min=torch.finfo(self.wide).min)  # a banned token counts 0 x finite, not 0 x inf
         if self.entropy_R is not None:
-            self.entropy_R[span] = -(logprobs_RV.exp() * logprobs_RV).sum(-1)
+            self.entropy_R[span] = -torch.exp(logprobs_RV, out=free).mul_(logprobs_RV).sum(-1)
         slope_RV: Tensor | None = None
         for place, term in enumerate(self.rows.kd):
             slope_RV = self._distil(place, term, number, logprobs_RV, teacher_heads[place], slope_RV)
@@ -284,24 +293,29 @@ class _HeadPass:
     def _distil(
         self, place: int, term: KDRows, number: int, logprobs_RV: Tensor, teacher_head: Tensor, slope_RV: Tensor | None
     ) -> Tensor | None:
+        """Adds one kd term's part of a chunk's slope."""
         rows, places = self.kd_places[place].inside(number, len(logprobs_RV))
         if not len(places):
             return slope_RV
+        first, _, teacher, second = (one[: len(places)] for one in self.space)
         student = logprobs_RV if rows is None else logprobs_RV[rows]
-        teacher = self._logits(term.teacher_hidden_RD[places].to(self.dtype), teacher_head)
+        logits = self._logits(term.teacher_hidden_RD[places].to(self.dtype), teacher_head, first)
         if term.mix:
-            teacher.lerp_(student * self.temperature, term.mix)  # logits up to a constant of the row, which softmax forgets
-        teacher = self._logprobs(teacher, term.temperature)
+            logits.lerp_(torch.mul(student, self.temperature, out=second), term.mix)  # up to a constant, which softmax forgets
+        teacher = self._logprobs(logits, term.temperature, teacher)
         if term.temperature != self.temperature:
-            student = self._logprobs(student * self.temperature, term.temperature)
+            student = self._logprobs(torch.mul(student, self.temperature, out=first), term.temperature, torch.empty_like(student))
         value, gradient = divergence_and_gradient(
-            term.divergence, student, teacher, term.beta, support=term.support, top_c=term.top_c, in_place=True
+            term.divergence, student, teacher, term.beta, support=term.support, top_c=term.top_c, scratch=(first, second)
         )
         self.kd_R[place][places] = value
         gradient.mul_(term.weights_R[places, None].to(self.wide) / term.temperature)
-        if rows is None:
-            return gradient if slope_RV is None else slope_RV.add_(gradient)
-        return (torch.zeros_like(logprobs_RV) if slope_RV is None else slope_RV).index_add_(0, rows, gradient)
+        if rows is None and len(self.rows.kd) == 1:
+            return gradient
+        if slope_RV is None:
+            self.sum_RV = torch.empty_like(self.space[0]) if self.sum_RV is None else self.sum_RV
+            slope_RV = self.sum_RV[: len(logprobs_RV)].zero_()
+        return slope_RV.add_(gradient) if rows is None else slope_RV.index_add_(0, rows, gradient)
 
     def _coefficients(self, number: int, span: slice) -> Tensor | None:
         """d loss / d log p(target) of a chunk's rows, from the ce and policy terms."""

@@ -63,4 +63,4 @@ def _chunks(
         logits_RV = (hidden_RD[span] @ weight_VD.to(hidden_RD.dtype).t()).to(_wide(hidden_RD)).div_(temperature)
         if banned_ids:
             logits_RV[:, list(banned_ids)] = -torch.inf
-        yield span, logits_RV.sub_(logits_RV.logsumexp(-1, keepdim=True))
+        yield span, logits_RV.log_softmax(-1)
