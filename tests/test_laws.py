@@ -11,7 +11,7 @@ from foveate.train.batch import Stream, denominators, make_batches
 from foveate.train.config import TeacherPart
 from foveate.train.signals.base import constant_NK
 from foveate.train.teacher import Teacher
-from foveate.train.update import accumulate
+from foveate.train.update import accumulate, checkpoint_layers
 from foveate.vlm.load import VLM, tiny_random
 from foveate.vlm.messages import Message
 from foveate.vlm.records import Rollout, Signal, StopReason, View
@@ -150,3 +150,19 @@ def test_ema_teacher_by_hand() -> None:
     torch.testing.assert_close(next(teacher.vlm.model.parameters()), before + 0.25)
     with pytest.raises(ValueError, match="collapse"):
         TeacherPart(weights="current")
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable")
+def test_recomputed_layers_give_the_same_gradients() -> None:
+    vlm = tiny_random("qwen3_vl", seed=1)
+    signals = mixed_signals(vlm)
+    loss, gradients, _ = run(vlm, signals)
+    vlm = tiny_random("qwen3_vl", seed=1)
+    checkpoint_layers(vlm)
+    calls: list[int] = []
+    vlm.model.get_decoder().layers[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    again, same, _ = run(vlm, signals)
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert len(calls) == 3, "teacher once, student once and once more in backward"
+    for name, value in gradients.items():
+        torch.testing.assert_close(same[name], value, atol=1e-6, rtol=1e-5)

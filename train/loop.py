@@ -29,7 +29,7 @@ from .signals.anchor import AnchorSignal
 from .signals.base import Context, SignalBuilder
 from .signals.registry import builder
 from .teacher import Teacher
-from .update import Gradients, accumulate, streams_by_name
+from .update import Gradients, accumulate, checkpoint_layers, streams_by_name
 
 Evaluator = Callable[[VLM, int, bool], dict[str, Any]]
 """``(model, step, whole) -> result``: scores the held-out split; ``whole`` is False during training."""
@@ -50,7 +50,7 @@ class Run:
         part = config.model
         self.vlm = load(part.name, dtype=part.dtype, device=part.device, min_pixels=part.min_pixels, max_pixels=part.max_pixels, freeze=part.freeze)
         if part.gradient_checkpointing:
-            self.vlm.model.gradient_checkpointing_enable()
+            checkpoint_layers(self.vlm)
         self.teacher = Teacher(self.vlm, config.teacher) if config.needs_teacher else None
         self.engine = HFEngine(self.vlm)
         self.optimizer = build_optimizer(self.vlm.model.named_parameters(), config.optimizer, config.steps * config.updates_per_step)

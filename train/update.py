@@ -46,6 +46,12 @@ def autocast(vlm: VLM, compute: str) -> contextlib.AbstractContextManager[None]:
     return torch.autocast(vlm.device.type, torch.bfloat16)
 
 
+def checkpoint_layers(vlm: VLM) -> None:
+    """Recompute the layers' activations in backward in place of keeping them: the same gradients from less memory."""
+    vlm.model.gradient_checkpointing_enable()
+    vlm.model.train()  # transformers ignores the setting in eval mode; the families have no dropout that this could switch on
+
+
 def accumulate(vlm: VLM, teacher: Teacher | None, batches: Sequence[Batch], temperature: float, compute: str = "auto") -> Gradients:
     """Forward and backward over all micro-batches; the gradients of their sum are left in ``.grad``.
 
