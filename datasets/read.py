@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+from ..visual_tools import boxes
 from ..vlm.images import PictureError
 from ..vlm.records import Box, Privileged, Sample
 from .crops import checked_box
@@ -25,6 +26,7 @@ from .spec import BoxFormat, DataSpec
 from .splits import in_test
 
 _BROKEN_IN_A_ROW = 32
+_COORDS: dict[BoxFormat, boxes.Coords] = {"px_xyxy": "abs_original", "k1000_xyxy": "norm1000", "frac_xyxy": "norm1"}
 
 
 class ReadError(ValueError):
@@ -111,11 +113,11 @@ class LazySamples(Sequence[Sample]):
             crops = tuple(
                 crop for crop in (open_picture(ref, self.file, self.spec.image_dir) for ref in raw.crops) if crop.key not in shown
             )
-            boxes, remarks = _boxes(raw, [picture.size_px for picture in images])
+            found, remarks = _boxes(raw, [picture.size_px for picture in images])
         except (RowError, PictureError) as error:
             raise ReadError(f"{self.file}, {self.rows.place(row)}: {error}") from error
         privileged = Privileged(
-            boxes_px_xyxy=boxes, box_image=raw.box_image, crops=crops, rationale=raw.rationale, prompt=raw.prompt
+            boxes_px_xyxy=found, box_image=raw.box_image, crops=crops, rationale=raw.rationale, prompt=raw.prompt
         )
         sample = Sample(
             id=self._ids[row], question=raw.question, answer=raw.answer, images=images, options=raw.options, system=raw.system,
@@ -280,7 +282,7 @@ def _boxes(raw: RawRow, sizes: Sequence[tuple[int, int]]) -> tuple[tuple[Box, ..
             f"boxes of picture {raw.box_image} in a row with {len(sizes)} pictures", "give the picture, or another box_image"
         )
     width, height = sizes[raw.box_image]
-    boxes, remarks = [], []
+    kept, remarks = [], []
     for given in raw.boxes:
         try:
             box = to_px(given, raw.box_format or "px_xyxy", width, height)
@@ -290,8 +292,8 @@ def _boxes(raw: RawRow, sizes: Sequence[tuple[int, int]]) -> tuple[tuple[Box, ..
             raise RowError(what, mend or "a box is four numbers") from error
         if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > 1.5:
             remarks.append(f"box {_rounded(box)} px reaches out of the picture ({width} x {height} px) and is clipped")
-        boxes.append(inside)
-    return tuple(boxes), remarks
+        kept.append(inside)
+    return tuple(kept), remarks
 
 
 def _rounded(box: Sequence[float]) -> tuple[float, ...]:
@@ -305,12 +307,7 @@ def to_px(box: Sequence[float], unit: BoxFormat, width_px: int, height_px: int) 
     a, b, c, d = (float(value) for value in box)
     if unit == "px_xywh":
         return a, b, a + c, b + d
-    x, y = {
-        "px_xyxy": (1.0, 1.0),
-        "k1000_xyxy": (width_px / 1000, height_px / 1000),
-        "frac_xyxy": (float(width_px), float(height_px)),
-    }[unit]
-    return a * x, b * y, c * x, d * y
+    return boxes.to_px((a, b, c, d), _COORDS[unit], (width_px, height_px))
 
 
 def _selected(samples: LazySamples, spec: DataSpec, problems: list[Problem]) -> LazySamples:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import pydantic
 
+from ..visual_tools import boxes
 from ..vlm.images import Picture
 from ..vlm.messages import Message, Part, fill_placeholders
 from ..vlm.records import Box, Sample, View
@@ -198,9 +199,9 @@ def _pictures(sample: Sample, spec: ViewSpec) -> tuple[tuple[Picture, ...], tupl
         if op == "overlay_box":
             # Vision-OPD's released pictures come with the box drawn in, and without its coordinates.
             if sample.tags.get("red_box") != "drawn":
-                boxes = crops.evidence_boxes(sample, spec.crop)
+                evidence = crops.evidence_boxes(sample, spec.crop)
                 index = sample.privileged.box_image
-                pictures[index] = crops.draw_boxes(pictures[index], boxes, spec.overlay)
+                pictures[index] = crops.draw_boxes(pictures[index], evidence, spec.overlay)
         elif op == "degrade":
             pictures = [crops.degrade(picture, spec.degrade_factor) for picture in pictures]
         elif op == "blank":
@@ -241,8 +242,8 @@ def _tail(sample: Sample, spec: ViewSpec) -> str:
     tail = ""
     if spec.coordinates != "none":
         picture = crops.boxed_picture(sample)
-        boxes = crops.evidence_boxes(sample, spec.crop)
-        told = ", ".join(box_text(box, picture, spec.coordinates) for box in boxes)
+        evidence = crops.evidence_boxes(sample, spec.crop)
+        told = ", ".join(box_text(box, picture, spec.coordinates) for box in evidence)
         tail += spec.coordinates_template.replace("{boxes}", told)
     if spec.rationale:
         if sample.privileged.rationale is None:
@@ -261,9 +262,6 @@ def _tail(sample: Sample, spec: ViewSpec) -> str:
 
 def box_text(box: Box, picture: Picture, convention: Literal["px", "k1000", "frac"]) -> str:
     """``[x1, y1, x2, y2]`` of a pixel box in the convention: pixels, 0-1000, or 0-1 with three digits."""
-    if convention == "px":
-        return "[" + ", ".join(str(round(value)) for value in box) + "]"
-    sides = (picture.width_px, picture.height_px) * 2
-    if convention == "k1000":
-        return "[" + ", ".join(str(round(1000 * value / side)) for value, side in zip(box, sides, strict=True)) + "]"
-    return "[" + ", ".join(f"{value / side:.3f}" for value, side in zip(box, sides, strict=True)) + "]"
+    coords: dict[str, boxes.Coords] = {"px": "abs_original", "k1000": "norm1000", "frac": "norm1"}
+    told = boxes.from_px(box, coords[convention], picture.size_px)
+    return "[" + ", ".join(f"{value:.3f}" if convention == "frac" else str(round(value)) for value in told) + "]"
