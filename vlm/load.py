@@ -52,9 +52,6 @@ class VLM:
     tokenizer: PreTrainedTokenizerBase
     folder: Path | None = None
 
-    def __post_init__(self) -> None:
-        project_patches_by_matmul(self.model)
-
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -111,6 +108,7 @@ def tiny_random(
         initializer_range=initializer_range,
     )
     model = build_model(family, tokenizer, sizes, seed, _attention(attention))
+    project_patches_by_matmul(model)
     token_px = (sizes.patch_size * merge_size) ** 2
     image = family.settings(
         patch_size=sizes.patch_size,
@@ -182,6 +180,7 @@ def load(
         raise LoadError(
             f"{folder}: {len(missing)} weights are missing, such as {missing[0]}; the download or the checkpoint is incomplete"
         )
+    project_patches_by_matmul(model)
     vlm = VLM(model.to(target).eval(), renderer, family, str(name), tokenizer, folder)
     freeze_groups(vlm, freeze)
     return vlm
