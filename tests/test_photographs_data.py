@@ -90,10 +90,12 @@ def test_a_thin_box_in_a_shrunk_photograph_is_found(folder: Path) -> None:
 
 
 def test_crops_of_photographs_as_files(folder: Path, tmp_path: Path) -> None:
-    report = crops_command(str(folder / "rows.jsonl"), tmp_path / "crops.jsonl", scale=1.0, padding=0.25)
-    assert (report.num_samples, report.num_crops, report.problems) == (5, 5, ())
+    two = folder / "two.jsonl"
+    two.write_text("".join(f"{line}\n" for line in (folder / "rows.jsonl").read_text().splitlines()[3:]))
+    report = crops_command(str(two), tmp_path / "crops.jsonl", scale=1.0, padding=0.25)
+    assert (report.num_samples, report.num_crops, report.problems) == (2, 2, ())
     cut = read(str(tmp_path / "crops.jsonl"))
-    direct = read(str(folder / "rows.jsonl"))
+    direct = read(str(two))
     assert cut.problems == []
     for one, other in zip(cut.samples, direct.samples, strict=True):
         assert one.images[0].key == other.images[0].key
