@@ -45,6 +45,8 @@ class CheckReport:
     """``(width, height)`` of every student picture."""
     answers: Counter[str] = field(default_factory=Counter)
     sheet: str | None = None
+    format_named: bool = False
+    """The format was named by the user, not seen from the columns."""
 
     @property
     def ok(self) -> bool:
@@ -55,7 +57,7 @@ class CheckReport:
         left_out = sum(problem.left_out for problem in self.problems)
         lines = [
             f"file       {self.file}",
-            f"format     {self.format} (from the columns; data.format overrides)",
+            f"format     {self.format} ({'as named' if self.format_named else 'from the columns; data.format overrides'})",
             f"rows       {self.num_rows}: {self.num_samples} good, {left_out} left out, {len(self.problems) - left_out} remarks",
             f"pictures   {self.num_pictures}, {self.num_distinct_pictures} distinct",
             f"repeated   {self.num_repeated_rows} rows",
@@ -63,13 +65,13 @@ class CheckReport:
         if self.sizes_px:
             widths, heights = zip(*self.sizes_px, strict=True)
             lines.append(
-                f"sizes      width {_spread(widths)} px, height {_spread(heights)} px"
+                f"sizes      least / median / most: width {_spread(widths)} px, height {_spread(heights)} px"
                 f", {_spread([width * height / 1e6 for width, height in self.sizes_px], 2)} megapixels"
             )
         lines.append(f"evidence   {self.num_with_boxes} rows with boxes, {self.num_with_crops} with crops")
         if self.box_area_frac:
             percent = [100 * area for area in self.box_area_frac]
-            lines.append(f"boxes      {len(percent)}, area {_spread(percent, 2)} % of the picture")
+            lines.append(f"boxes      {len(percent)}, least / median / most area {_spread(percent, 2)} % of the picture")
         lines.append("answers    " + ", ".join(f"{count} {kind}" for kind, count in self.answers.most_common()))
         if self.unused_columns:
             lines.append(f"not read   columns {', '.join(self.unused_columns)}")
@@ -83,7 +85,7 @@ class CheckReport:
 
 def _spread(values: Sequence[float], digits: int = 0) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{low:.{digits}f} / {middle:.{digits}f} / {high:.{digits}f} (least / median / most)"
+    return f"{low:.{digits}f} / {middle:.{digits}f} / {high:.{digits}f}"
 
 
 def check(spec: DataSpec | dict[str, Any] | str, *, sheet: Path | None = None, num_shown: int = 10) -> CheckReport:
@@ -100,6 +102,7 @@ def check(spec: DataSpec | dict[str, Any] | str, *, sheet: Path | None = None, n
     report = CheckReport(
         result.file, result.format, result.num_rows, problems=list(result.problems), unused_columns=result.unused
     )
+    report.format_named = spec.format is not None
     pictures: set[str] = set()
     seen: dict[tuple[Any, ...], str] = {}
     shown: list[Sample] = []
