@@ -18,9 +18,19 @@ import time
 from pathlib import Path
 
 OVERRIDES = (
-    "prompts=6", "threads=1", "checkpoint.every=4", "log_rollouts_every=5", "eval.every=10", "eval.data.n=24", "eval.during=12", "eval.extra.zoom.n=8",
-    "anchors.0.prompts=2", "anchors.1.prompts=2", "anchors.1.pool=8", "teacher.weights=ema",
-)  # fmt: skip
+    "prompts=6",
+    "threads=1",
+    "checkpoint.every=4",
+    "log_rollouts_every=5",
+    "eval.every=10",
+    "eval.data.n=24",
+    "eval.during=12",
+    "eval.extra.zoom.n=8",
+    "anchors.0.prompts=2",
+    "anchors.1.prompts=2",
+    "anchors.1.pool=8",
+    "teacher.weights=ema",
+)
 
 
 def command(folder: Path, steps: int, recipe: str) -> list[str]:
@@ -67,8 +77,14 @@ def main() -> None:
         subprocess.run(command(undisturbed, arguments.steps, arguments.recipe), check=True, stdout=subprocess.DEVNULL)
         hits, starts = run_with_kills(disturbed, arguments.steps, arguments.recipe, arguments.kills, arguments.seed)
         want, have = logged(undisturbed), logged(disturbed)
-        different = [(a["step"], key) for a, b in zip(want, have, strict=False) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-        print(f"{hits} kills in {starts} starts; {len(want)} rows logged undisturbed, {len(have)} disturbed; {len(different)} numbers differ")
+        different = [
+            (a["step"], key)
+            for a, b in zip(want, have, strict=False)
+            for key in sorted(a.keys() | b.keys())
+            if a.get(key) != b.get(key)
+        ]
+        print(f"{hits} kills in {starts} starts; {len(want)} rows logged undisturbed, {len(have)} disturbed")
+        print(f"{len(different)} numbers differ")
         for step, key in different[:10]:
             print(f"  step {step}: {key}")
         raise SystemExit(bool(different) or len(want) != len(have))

@@ -38,7 +38,7 @@ class HoldoutEvaluator:
     num_cases: int = 24
 
     def __call__(self, vlm: VLM, step: int, whole: bool) -> dict[str, Any]:
-        """``{"step", "whole", "seconds", "views": {name: {"accuracy", "ci95", "n", ...}}}``; an unparsed answer counts as wrong."""
+        """``{"step", "whole", "seconds", "views": {name: {"accuracy", "ci95", "n", ...}}}``; unparsed counts as wrong."""
         start = time.perf_counter()
         limit = None if whole else self.during
         views = {name: self._view(vlm, held, limit) for name, held in self.views.items()}
@@ -46,7 +46,11 @@ class HoldoutEvaluator:
 
     def _view(self, vlm: VLM, held: HeldOut, limit: int | None) -> dict[str, Any]:
         samples = [held.samples[index] for index in range(len(held.samples) if limit is None else min(limit, len(held.samples)))]
-        played = [one for start in range(0, len(samples), _PROMPTS_AT_ONCE) for one in self._play(vlm, held, samples[start : start + _PROMPTS_AT_ONCE])]
+        played = [
+            one
+            for start in range(0, len(samples), _PROMPTS_AT_ONCE)
+            for one in self._play(vlm, held, samples[start : start + _PROMPTS_AT_ONCE])
+        ]
         judged = [score_text(sample, one.text, truncated=one.stop.truncated) for sample, one in zip(samples, played, strict=True)]
         right = [int(one.outcome == "right") for one in judged]
         return {
@@ -60,7 +64,14 @@ class HoldoutEvaluator:
             "right": right,
             "ids": [sample.id for sample in samples],
             "cases": [
-                {"id": sample.id, "question": sample.question, "answer": sample.answer, "texts": [turn.text for turn in one.turns], "parsed": verdict.parsed, "outcome": verdict.outcome}
+                {
+                    "id": sample.id,
+                    "question": sample.question,
+                    "answer": sample.answer,
+                    "texts": [turn.text for turn in one.turns],
+                    "parsed": verdict.parsed,
+                    "outcome": verdict.outcome,
+                }
                 for sample, one, verdict in list(zip(samples, played, judged, strict=True))[: self.num_cases]
             ],
         }
@@ -68,5 +79,14 @@ class HoldoutEvaluator:
     def _play(self, vlm: VLM, held: HeldOut, samples: Sequence[Sample]) -> list[Rollout]:
         pairs = [(sample, make_view(sample, held.view, "student")) for sample in samples]
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
-        groups = rollout(pairs, HFEngine(vlm), vlm.renderer, n=1, sampling=sampling, seed=0, toolbox=held.toolbox, limits=Limits(turns=held.max_turns))
+        groups = rollout(
+            pairs,
+            HFEngine(vlm),
+            vlm.renderer,
+            n=1,
+            sampling=sampling,
+            seed=0,
+            toolbox=held.toolbox,
+            limits=Limits(turns=held.max_turns),
+        )
         return [group.rollouts[0] for group in groups]

@@ -16,7 +16,9 @@ def accuracy_interval(num_right: int, num_items: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_gain_interval(before: Sequence[float], after: Sequence[float], seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+def paired_gain_interval(
+    before: Sequence[float], after: Sequence[float], seed: int = 0, resamples: int = 10_000
+) -> tuple[float, float]:
     """95 % bootstrap interval of ``mean(after) - mean(before)`` on the same items, items resampled in pairs."""
     if len(before) != len(after):
         raise ValueError(f"paired comparison: {len(before)} items before, {len(after)} after; evaluate the same items")

@@ -16,10 +16,10 @@ _kept_libraries: list[object] = []  # torch.library frees an operator with the l
 
 
 class _DeclareOperators(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname, path=None, target=None):  # noqa: ANN001, ANN201 - signature is importlib's
+    def find_spec(self, fullname, path=None, target=None):
         if fullname == "torchvision" and not _kept_libraries:
             _declare_operators()
-        return None
+        return
 
 
 def _declare_operators() -> None:
@@ -31,7 +31,7 @@ def _declare_operators() -> None:
         return
     if torch.version.cuda is not None or torch.version.hip is not None or version.endswith("+cpu"):
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")  # noqa: TOR901 - kept for the life of the process
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _kept_libraries.append(library)

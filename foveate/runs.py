@@ -23,7 +23,8 @@ def holdout_evaluator(config: RunConfig) -> HoldoutEvaluator | None:
     own = {name: load_data(spec) for name, spec in part.extra.items()}
     common = load_data(part.data)
     views = {
-        name: HeldOut(own.get(name, common), view, ZoomToolbox() if name in part.tools else None, 4 if name in part.tools else 1) for name, view in part.views.items()
+        name: HeldOut(own.get(name, common), view, ZoomToolbox() if name in part.tools else None, 4 if name in part.tools else 1)
+        for name, view in part.views.items()
     }
     return HoldoutEvaluator(views, part.max_new_tokens, part.during)
 
@@ -33,7 +34,9 @@ def run_recipe(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
 
     def finish(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
         gains = {
-            f"{view}_gain": list(paired_gain_interval(before["views"][view]["right"], found["right"])) for view, found in after.get("views", {}).items() if before
+            f"{view}_gain": list(paired_gain_interval(before["views"][view]["right"], found["right"]))
+            for view, found in after.get("views", {}).items()
+            if before
         }
         return {"gain_ci95": gains, "command": command}
 

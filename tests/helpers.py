@@ -29,6 +29,13 @@ def turn(vlm: VLM, text: str, observation: Message | None = None) -> Turn:
 
 def scripted(vlm: VLM, view: View, num_tools: int, index: int = 0, group: str = "g", answer: str = "the answer is K") -> Rollout:
     """A rollout with ``num_tools`` tool turns, a picture of its own size in each observation, then an answer."""
-    turns = [turn(vlm, f"zoom {index} {n}", Message.user("<tool_response>", picture(100 * index + n, 56 + 28 * n, 56), "</tool_response>")) for n in range(num_tools)]
+    turns = [
+        turn(
+            vlm,
+            f"zoom {index} {n}",
+            Message.user("<tool_response>", picture(100 * index + n, 56 + 28 * n, 56), "</tool_response>"),
+        )
+        for n in range(num_tools)
+    ]
     turns.append(turn(vlm, f"{answer} {index}"))
     return Rollout("s", group, index, view, tuple(turns), StopReason.ANSWERED)

@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from foveate.train.config import RecipeError, RunConfig, dump_recipe, load_recipe, parse_recipe, recipe_names, recipe_schema
 
-MINIMAL = {"name": "x", "steps": 1, "data": {"synth": "detail"}, "student": "full", "prompts": 2, "signals": [{"kind": "sft"}], "optimizer": {"lr": 1e-3}}
+MINIMAL = {
+    "name": "x",
+    "steps": 1,
+    "data": {"synth": "detail"},
+    "student": "full",
+    "prompts": 2,
+    "signals": [{"kind": "sft"}],
+    "optimizer": {"lr": 1e-3},
+}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -29,8 +38,16 @@ def test_a_typo_gets_a_did_you_mean() -> None:
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))
-    config = load_recipe(path, ["optimizer.lr=1e-6", "model.max_pixels=4096", "signals.0.weight=0.5", "name=y", "teacher.weights=ema"])
-    assert (config.optimizer.lr, config.model.max_pixels, config.signals[0].weight, config.name, config.teacher.weights) == (1e-6, 4096, 0.5, "y", "ema")
+    config = load_recipe(
+        path, ["optimizer.lr=1e-6", "model.max_pixels=4096", "signals.0.weight=0.5", "name=y", "teacher.weights=ema"]
+    )
+    assert (config.optimizer.lr, config.model.max_pixels, config.signals[0].weight, config.name, config.teacher.weights) == (
+        1e-6,
+        4096,
+        0.5,
+        "y",
+        "ema",
+    )
     with pytest.raises(RecipeError, match=r"expected key.sub=value"):
         load_recipe(path, ["steps"])
     with pytest.raises(RecipeError, match=r"'3' is not a place in a list of 1"):

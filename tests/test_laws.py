@@ -7,6 +7,8 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import picture, scripted, turn, view_of
+
 from foveate.train.batch import Stream, denominators, make_batches
 from foveate.train.config import TeacherPart
 from foveate.train.signals.base import constant_NK
@@ -15,9 +17,12 @@ from foveate.train.update import accumulate, checkpoint_layers
 from foveate.vlm.load import VLM, tiny_random
 from foveate.vlm.messages import Message
 from foveate.vlm.records import Rollout, Signal, StopReason, View
-from helpers import picture, scripted, turn, view_of
 
-STREAMS = {"distill": Stream("distill"), "grpo": Stream("grpo", clip_low=0.2, clip_high=0.2), "sft": Stream("sft", 0.5, "sequence")}
+STREAMS = {
+    "distill": Stream("distill"),
+    "grpo": Stream("grpo", clip_low=0.2, clip_high=0.2),
+    "sft": Stream("sft", 0.5, "sequence"),
+}
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 
 
@@ -30,7 +35,9 @@ def kd(rollout: Rollout, teacher_view: View) -> Signal:
     return Signal(rollout, kd_weights_NK=constant_NK(rollout, 1.0), teacher_view=teacher_view, stream="distill")
 
 
-def run(vlm: VLM, signals: list[Signal], micro_tokens: int = 100_000, shift_teacher: int = 0) -> tuple[float, dict[str, torch.Tensor], object]:
+def run(
+    vlm: VLM, signals: list[Signal], micro_tokens: int = 100_000, shift_teacher: int = 0
+) -> tuple[float, dict[str, torch.Tensor], object]:
     teacher = Teacher(vlm, TeacherPart())
     batches = make_batches(signals, STREAMS, vlm.renderer, micro_tokens)
     for batch in batches:
@@ -47,7 +54,7 @@ def run(vlm: VLM, signals: list[Signal], micro_tokens: int = 100_000, shift_teac
 def test_law_1_same_view_same_weights_means_no_divergence(vlm: VLM, num_tools: int) -> None:
     view = view_of(picture(1, 84, 56), "what is it?")
     rollouts = [scripted(vlm, view, num_tools, index) for index in range(2)]
-    loss, gradients, found = run(vlm, [kd(one, view) for one in rollouts])
+    loss, _, found = run(vlm, [kd(one, view) for one in rollouts])
     assert abs(loss) < 1e-6
     values = [value for turns in found.divergence_of.values() for row in turns for value in row]
     assert len(values) == sum(one.num_actions for one in rollouts)
@@ -65,11 +72,15 @@ def test_law_2_the_teacher_keeps_the_observations_and_the_alignment_is_by_turn_a
     assert batch.teacher is not None
     assert batch.teacher_keep_R is not None
     assert len(batch.packed.ids_T) != len(batch.teacher.ids_T)
-    assert torch.equal(batch.packed.targets_R, batch.teacher.targets_R), "actions and observations are the same tokens in both views"
+    assert torch.equal(batch.packed.targets_R, batch.teacher.targets_R), (
+        "actions and observations are the same tokens in both views"
+    )
     wanted = [one for part in rollout.turns for one in part.action_ids_K]
     assert batch.teacher.targets_R[batch.teacher_keep_R].tolist() == wanted
     assert batch.targets_R.tolist() == wanted
-    assert [(address.turn, address.k) for address in batch.addresses] == [(n, k) for n, part in enumerate(rollout.turns) for k in range(len(part.action_ids_K))]
+    assert [(address.turn, address.k) for address in batch.addresses] == [
+        (n, k) for n, part in enumerate(rollout.turns) for k in range(len(part.action_ids_K))
+    ]
     observed = {item.source.key for item in batch.teacher.items}
     assert {one.key for part in rollout.turns if part.observation for one in part.observation.pictures} <= observed
 

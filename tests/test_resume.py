@@ -13,13 +13,25 @@ from typing import Any
 
 import pytest
 import torch
+
 from foveate.train import checkpoint
 from foveate.train.config import RunConfig, load_recipe
 from foveate.train.loop import Interrupted, train
-from foveate.vlm.load import VLM, load
 from foveate.visual_tools.toolbox import ZoomToolbox
+from foveate.vlm.load import VLM, load
 
-SMALL = ["steps=6", "prompts=3", "threads=1", "checkpoint.every=2", "eval.every=1", "loggers=[]", "anchors.0.prompts=1", "anchors.1.prompts=1", "anchors.1.pool=2", "anchors.1.max_new_tokens=12"]
+SMALL = [
+    "steps=6",
+    "prompts=3",
+    "threads=1",
+    "checkpoint.every=2",
+    "eval.every=1",
+    "loggers=[]",
+    "anchors.0.prompts=1",
+    "anchors.1.prompts=1",
+    "anchors.1.pool=2",
+    "anchors.1.max_new_tokens=12",
+]
 CASES = {
     "tiny/vision_opd": ["teacher.weights=ema", "teacher.rate=0.3"],
     "tiny/grpo": ["prompts=2", "updates_per_step=2", "teacher.weights=sync", "teacher.every=2"],
@@ -31,7 +43,7 @@ class Killed(BaseException):
     """Stands for a kill that leaves no time for anything."""
 
 
-def evaluator(die_at: tuple[int, ...] = ()):  # noqa: ANN201 - a small closure
+def evaluator(die_at: tuple[int, ...] = ()):
     waiting = list(die_at)
 
     def evaluate(vlm: VLM, step: int, whole: bool) -> dict[str, Any]:
@@ -39,7 +51,11 @@ def evaluator(die_at: tuple[int, ...] = ()):  # noqa: ANN201 - a small closure
             waiting.remove(step)
             raise Killed
         total = float(sum(one.detach().double().sum() for one in vlm.model.parameters()))
-        return {"step": step, "whole": whole, "views": {name: {"accuracy": total, "right": [1], "ci95": [0, 1], "n": 1} for name in ("full", "crop", "zoom")}}
+        return {
+            "step": step,
+            "whole": whole,
+            "views": {name: {"accuracy": total, "right": [1], "ci95": [0, 1], "n": 1} for name in ("full", "crop", "zoom")},
+        }
 
     return evaluate
 
@@ -83,8 +99,13 @@ def small_config() -> RunConfig:
 def test_sigterm_saves_and_a_second_start_goes_on(tmp_path: Path) -> None:
     config = small_config().model_copy(update={"steps": 400})
     run = tmp_path / "run"
-    code = f"from foveate.train.config import *; from foveate.train.loop import train; from pathlib import Path; train(parse_recipe({config.model_dump(mode='json')!r}), Path({str(run)!r}))"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+    code = (
+        "from pathlib import Path\nfrom foveate.train.config import parse_recipe\nfrom foveate.train.loop import train\n"
+        f"train(parse_recipe({config.model_dump(mode='json')!r}), Path({str(run)!r}))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    )
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -106,7 +127,12 @@ def test_checkpoints_load_as_they_are_and_old_ones_go(tmp_path: Path) -> None:
     theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
     ours = load(str(folder)).model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    assert any(not torch.equal(value, before) for (_, value), before in zip(sorted(ours.items()), (one for _, one in sorted(load("tiny").model.state_dict().items())), strict=True))
+    assert any(
+        not torch.equal(value, before)
+        for (_, value), before in zip(
+            sorted(ours.items()), (one for _, one in sorted(load("tiny").model.state_dict().items())), strict=True
+        )
+    )
 
 
 def test_a_broken_checkpoint_says_what_to_do(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from helpers import picture, scripted, view_of
+
 from foveate.train.config import Anchor, DistillSignal, GrpoSignal, SftSignal
 from foveate.train.signals.anchor import AnchorSignal
 from foveate.train.signals.base import Context
@@ -12,7 +14,6 @@ from foveate.train.signals.grpo import advantages
 from foveate.train.signals.registry import builder
 from foveate.vlm.load import VLM, tiny_random
 from foveate.vlm.records import Group, Privileged, Reward, Rollout, Sample, Signal, Turn
-from helpers import picture, scripted, view_of
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,17 @@ def group(vlm: VLM, rewards: tuple[float, ...] = (1.0, 0.0)) -> Group:
     sample = Sample(id="s", question="q", answer="K", images=(image,), privileged=Privileged(boxes_px_xyxy=((10, 10, 50, 40),)))
     view = view_of(image, "q")
     rollouts = (scripted(vlm, view, 1, index) for index in range(len(rewards)))
-    return Group(sample, tuple(dataclasses.replace(one, reward=Reward(value)) for one, value in zip(rollouts, rewards, strict=True)))
+    return Group(
+        sample, tuple(dataclasses.replace(one, reward=Reward(value)) for one, value in zip(rollouts, rewards, strict=True))
+    )
 
 
 def test_grpo_advantages_by_hand() -> None:
     assert advantages([1.0, 0.0, 0.0, 1.0], "none") == [0.5, -0.5, -0.5, 0.5]
     std = (4 * 0.25 / 3) ** 0.5
-    assert advantages([1.0, 0.0, 0.0, 1.0], "std") == pytest.approx([0.5 / (std + 1e-4), -0.5 / (std + 1e-4), -0.5 / (std + 1e-4), 0.5 / (std + 1e-4)])
+    assert advantages([1.0, 0.0, 0.0, 1.0], "std") == pytest.approx(
+        [0.5 / (std + 1e-4), -0.5 / (std + 1e-4), -0.5 / (std + 1e-4), 0.5 / (std + 1e-4)]
+    )
     assert advantages([0.3, 0.3], "std") == [0.0, 0.0]
 
 
@@ -43,7 +48,8 @@ def test_grpo_gives_every_action_token_its_rollouts_advantage(vlm: VLM) -> None:
     made = group(vlm)
     signals = builder(GrpoSignal(kind="grpo", scale="none")).build([made], Context(no_teacher))
     assert [one.advantages_NK for one in signals] == [
-        tuple((value,) * len(turn.action_ids_K) for turn in rollout.turns) for value, rollout in zip((0.5, -0.5), made.rollouts, strict=True)
+        tuple((value,) * len(turn.action_ids_K) for turn in rollout.turns)
+        for value, rollout in zip((0.5, -0.5), made.rollouts, strict=True)
     ]
     unscored = dataclasses.replace(made, rollouts=tuple(dataclasses.replace(one, reward=None) for one in made.rollouts))
     with pytest.raises(ValueError, match="sample s: grpo needs rewards"):
@@ -56,7 +62,9 @@ def test_distillation_by_the_sampled_token_is_the_log_ratio(vlm: VLM) -> None:
     def teacher(pairs: object) -> list[tuple[tuple[float, ...], ...]]:
         return [tuple(tuple(-0.05 for _ in turn.action_ids_K) for turn in rollout.turns) for rollout, _ in pairs]  # type: ignore[attr-defined]
 
-    config = DistillSignal.model_validate({"kind": "distill", "teacher": "crop", "divergence": "reverse_kl", "support": "sampled"})
+    config = DistillSignal.model_validate(
+        {"kind": "distill", "teacher": "crop", "divergence": "reverse_kl", "support": "sampled"}
+    )
     first, _ = builder(config).build([made], Context(teacher))
     for row, turn in zip(first.advantages_NK or (), made.rollouts[0].turns, strict=True):
         assert row == pytest.approx([-0.05 - own for own in turn.action_logprobs_K])

@@ -123,7 +123,13 @@ def denominators(signals: Sequence[Signal], streams: Mapping[str, Stream]) -> di
     return totals
 
 
-def make_batches(signals: Sequence[Signal], streams: Mapping[str, Stream], renderer: Renderer, micro_tokens: int, totals: Denominators | None = None) -> list[Batch]:
+def make_batches(
+    signals: Sequence[Signal],
+    streams: Mapping[str, Stream],
+    renderer: Renderer,
+    micro_tokens: int,
+    totals: Denominators | None = None,
+) -> list[Batch]:
     """Pack signals into batches of about ``micro_tokens`` tokens; the rollouts of a prompt are never separated.
 
     ``totals``: denominators of the whole step when ``signals`` are only this rank's share.
@@ -193,7 +199,10 @@ def _add_teacher(batch: Batch, groups: list[list[_Sequence]], renderer: Renderer
                     packs.append((rendered.prompt, []))
                 packs[prompt_of[view]][1].append(rendered.suffix)
         if len(prompt_of) > 1:
-            raise ValueError(f"group {group[0].rollout.group_id}: more than one teacher view in a group; use one kd signal per run and anchors of their own")
+            raise ValueError(
+                f"group {group[0].rollout.group_id}: more than one teacher view in a group; use one kd signal per run, "
+                "and anchors of their own"
+            )
         for sequence in group:
             if any(signal.kd_weights_NK is not None for signal in sequence.signals):
                 keep += [offset + place for span in sequence.rendered.action_spans for place in span]
@@ -202,7 +211,9 @@ def _add_teacher(batch: Batch, groups: list[list[_Sequence]], renderer: Renderer
         batch.teacher, batch.teacher_keep_R = pack(packs), torch.tensor(keep, dtype=torch.long)
 
 
-def _add_streams(batch: Batch, sequences: list[_Sequence], first_row: list[int], streams: Mapping[str, Stream], totals: Denominators) -> None:
+def _add_streams(
+    batch: Batch, sequences: list[_Sequence], first_row: list[int], streams: Mapping[str, Stream], totals: Denominators
+) -> None:
     kd: dict[str, list[tuple[int, int, float]]] = {}
     rl: dict[str, list[tuple[int, float, float, float]]] = {}
     ce: dict[str, list[tuple[int, float]]] = {}
@@ -215,7 +226,9 @@ def _add_streams(batch: Batch, sequences: list[_Sequence], first_row: list[int],
             unit = stream.weight / totals[stream.name] / (1 if stream.reduction == "token" else len(old))
             if signal.kd_weights_NK is not None:
                 weights = _flat(signal.kd_weights_NK)
-                kd.setdefault(stream.name, []).extend((r, teacher_row + i, w * unit) for i, (r, w) in enumerate(zip(rows, weights, strict=True)) if w)
+                kd.setdefault(stream.name, []).extend(
+                    (r, teacher_row + i, w * unit) for i, (r, w) in enumerate(zip(rows, weights, strict=True)) if w
+                )
             if signal.advantages_NK is not None:
                 values = _flat(signal.advantages_NK)
                 rl.setdefault(stream.name, []).extend((r, a, o, unit) for r, a, o in zip(rows, values, old, strict=True))
@@ -224,9 +237,19 @@ def _add_streams(batch: Batch, sequences: list[_Sequence], first_row: list[int],
                 ce.setdefault(stream.name, []).extend((r, w * unit) for r, w in zip(rows, weights, strict=True) if w)
         if any(signal.kd_weights_NK is not None for signal in sequence.signals):
             teacher_row += len(old)
-    batch.kd = [KdRows(streams[name], _long(r for r, _, _ in found), _long(t for _, t, _ in found), _float(w for _, _, w in found)) for name, found in kd.items()]
+    batch.kd = [
+        KdRows(streams[name], _long(r for r, _, _ in found), _long(t for _, t, _ in found), _float(w for _, _, w in found))
+        for name, found in kd.items()
+    ]
     batch.rl = [
-        RlRows(streams[name], _long(f[0] for f in found), _float(f[1] for f in found), _float(f[2] for f in found), _float(f[3] for f in found)) for name, found in rl.items()
+        RlRows(
+            streams[name],
+            _long(f[0] for f in found),
+            _float(f[1] for f in found),
+            _float(f[2] for f in found),
+            _float(f[3] for f in found),
+        )
+        for name, found in rl.items()
     ]
     batch.ce = [CeRows(streams[name], _long(r for r, _ in found), _float(w for _, w in found)) for name, found in ce.items()]
 
@@ -235,9 +258,9 @@ def _flat(values_NK: Sequence[Sequence[float]]) -> list[float]:
     return [value for row in values_NK for value in row]
 
 
-def _long(values) -> torch.Tensor:  # noqa: ANN001 - any iterable of ints
+def _long(values) -> torch.Tensor:
     return torch.tensor(list(values), dtype=torch.long)
 
 
-def _float(values) -> torch.Tensor:  # noqa: ANN001 - any iterable of floats
+def _float(values) -> torch.Tensor:
     return torch.tensor(list(values), dtype=torch.float32)

@@ -63,7 +63,10 @@ def write(run: Path, vlm: VLM, optimizer: Optimizer, teacher: Teacher | None, gu
     save(vlm, unfinished)
     trainer = unfinished / "trainer"
     trainer.mkdir()
-    torch.save({"optimizer": optimizer.state_dict(), "guard": guard.state_dict(), "torch_rng": torch.get_rng_state()}, trainer / "optimizer.pt")
+    torch.save(
+        {"optimizer": optimizer.state_dict(), "guard": guard.state_dict(), "torch_rng": torch.get_rng_state()},
+        trainer / "optimizer.pt",
+    )
     if teacher is not None and teacher.changes:
         torch.save(teacher.vlm.model.state_dict(), trainer / "teacher.pt")
     (trainer / "state.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
@@ -92,9 +95,16 @@ def restore(run: Path, vlm: VLM, optimizer: Optimizer, teacher: Teacher | None, 
     try:
         progress = Progress(**json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8")))
         kept = torch.load(folder / "trainer" / "optimizer.pt", map_location="cpu", weights_only=True)
-        teacher_state = torch.load(folder / "trainer" / "teacher.pt", map_location="cpu", weights_only=True) if teacher is not None and teacher.changes else None
+        teacher_state = (
+            torch.load(folder / "trainer" / "teacher.pt", map_location="cpu", weights_only=True)
+            if teacher is not None and teacher.changes
+            else None
+        )
     except (OSError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: not a checkpoint of this run ({error}); remove the folder to go on from the one before it, or start afresh with --fresh") from error
+        raise CheckpointError(
+            f"{folder}: not a checkpoint of this run ({error}); remove the folder to go on from the one before "
+            "it, or start afresh with --fresh"
+        ) from error
     dtype = "float32" if vlm.dtype == torch.float32 else "bfloat16"
     vlm.model.load_state_dict(load(str(folder), dtype=dtype, device=str(vlm.device)).model.state_dict())
     optimizer.load_state_dict(kept["optimizer"])

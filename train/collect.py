@@ -51,7 +51,10 @@ class Task:
     def play(self, step: int, engine: Engine, renderer: Renderer) -> list[Group]:
         """The step's rollouts: sampled now, or the pool's next."""
         if self.pool:
-            return [_named(self.pool[(step * self.prompts + place) % len(self.pool)], self.name, step, place) for place in range(self.prompts)]
+            return [
+                _named(self.pool[(step * self.prompts + place) % len(self.pool)], self.name, step, place)
+                for place in range(self.prompts)
+            ]
         sampling = Sampling(self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, self.sampling.max_new_tokens)
         groups = rollout(
             self.draw(step),
@@ -73,7 +76,11 @@ class Task:
             text = _fill(target, sample)
             ids = (*renderer.encode(text), renderer.stop_ids[0])
             turn = Turn(ids, (0.0,) * len(ids), text, StopReason.ANSWERED, policy_version=step)
-            groups.append(_named(Group(sample, (Rollout(sample.id, sample.id, 0, view, (turn,), StopReason.ANSWERED),)), self.name, step, place))
+            groups.append(
+                _named(
+                    Group(sample, (Rollout(sample.id, sample.id, 0, view, (turn,), StopReason.ANSWERED),)), self.name, step, place
+                )
+            )
         return groups
 
 
@@ -89,7 +96,9 @@ def _fill(target: str, sample: Sample) -> str:
     for name, value in values.items():
         if "{" + name + "}" in text:
             if value is None:
-                raise ValueError(f"sample {sample.id}: the sft target {target!r} needs {name}, which the sample lacks; remove the sample or change the target")
+                raise ValueError(
+                    f"sample {sample.id}: the sft target {target!r} needs {name}, which the sample lacks; remove the "
+                    "sample or change the target"
+                )
             text = text.replace("{" + name + "}", value)
     return text
-

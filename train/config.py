@@ -102,7 +102,9 @@ class DistillSignal(Weighted):
     @pydantic.model_validator(mode="after")
     def _sampled_is_reverse(self) -> DistillSignal:
         if self.support == "sampled" and self.divergence != "reverse_kl":
-            raise ValueError("support: sampled estimates the reverse KL and nothing else; set divergence: reverse_kl, or support: full or top")
+            raise ValueError(
+                "support: sampled estimates the reverse KL and nothing else; set divergence: reverse_kl, or support: full or top"
+            )
         return self
 
 
@@ -160,7 +162,8 @@ class TeacherPart(Part):
     def _brake(self) -> TeacherPart:
         if self.weights == "current" and not self.accept_collapse:
             raise ValueError(
-                "teacher.weights: current lets student and teacher drift together and collapses (Vision-OPD's ablation: 0.59 against "
+                "teacher.weights: current lets student and teacher drift together and collapses (Vision-OPD's "
+                "ablation: 0.59 against "
                 "0.79); use frozen, ema or trust_region, or set teacher.accept_collapse: true to see it happen"
             )
         if self.weights == "current" and self.path is not None:
@@ -277,9 +280,14 @@ class RunConfig(Part):
             raise ValueError("rollouts: grpo compares the rollouts of one prompt; at least 2 are needed")
         truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
         if truncated and self.updates_per_step > 1:
-            raise ValueError("updates_per_step > 1 compares new log-probs with sampled ones, which top_p / top_k have changed; use top_p: 1, top_k: 0")
+            raise ValueError(
+                "updates_per_step > 1 compares new log-probs with sampled ones, which top_p / top_k have changed; "
+                "use top_p: 1, top_k: 0"
+            )
         if self.sampling.temperature == 0 and "sft" not in kinds:
-            raise ValueError("sampling.temperature: 0 samples one and the same rollout and has no log-probs to learn from; use 1.0")
+            raise ValueError(
+                "sampling.temperature: 0 samples one and the same rollout and has no log-probs to learn from; use 1.0"
+            )
         if self.checkpoint.best_view is not None and (self.eval is None or self.checkpoint.best_view not in self.eval.views):
             raise ValueError(f"checkpoint.best_view: {self.checkpoint.best_view!r} is not one of eval.views")
         if len({anchor.name for anchor in self.anchors}) < len(self.anchors):
@@ -301,7 +309,10 @@ def recipe_path(name: str) -> Path:
         return shipped
     known = recipe_names()
     near = difflib.get_close_matches(name, known, 3, 0.3)
-    raise RecipeError(f"{name}: no such file, and no recipe of that name; " + (f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"))
+    raise RecipeError(
+        f"{name}: no such file, and no recipe of that name; "
+        + (f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}")
+    )
 
 
 def recipe_names() -> list[str]:

@@ -29,7 +29,7 @@ from .signals.anchor import AnchorSignal
 from .signals.base import Context, SignalBuilder
 from .signals.registry import builder
 from .teacher import Teacher
-from .update import Gradients, accumulate, checkpoint_layers, streams_by_name
+from .update import Gradients, accumulate, checkpoint_layers, compute_dtype, streams_by_name
 
 Evaluator = Callable[[VLM, int, bool], dict[str, Any]]
 """``(model, step, whole) -> result``: scores the held-out split; ``whole`` is False during training."""
@@ -42,33 +42,69 @@ class Interrupted(RuntimeError):
 class Run:
     """Everything a training run holds, built from its recipe."""
 
-    def __init__(self, config: RunConfig, folder: Path, evaluator: Evaluator | None = None, toolbox: Toolbox | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, evaluator: Evaluator | None = None, toolbox: Toolbox | None = None
+    ) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.config, self.folder, self.evaluator = config, folder, evaluator
         part = config.model
-        self.vlm = load(part.name, dtype=part.dtype, device=part.device, min_pixels=part.min_pixels, max_pixels=part.max_pixels, freeze=part.freeze)
+        self.vlm = load(
+            part.name,
+            dtype=part.dtype,
+            device=part.device,
+            min_pixels=part.min_pixels,
+            max_pixels=part.max_pixels,
+            freeze=part.freeze,
+        )
         if part.gradient_checkpointing:
             checkpoint_layers(self.vlm)
         self.teacher = Teacher(self.vlm, config.teacher) if config.needs_teacher else None
-        self.engine = HFEngine(self.vlm)
-        self.optimizer = build_optimizer(self.vlm.model.named_parameters(), config.optimizer, config.steps * config.updates_per_step)
+        self.engine = HFEngine(self.vlm, autocast=compute_dtype(self.vlm, part.compute))
+        self.optimizer = build_optimizer(
+            self.vlm.model.named_parameters(), config.optimizer, config.steps * config.updates_per_step
+        )
         self.guard = GradGuard(config.optimizer.spike_factor, config.optimizer.on_spike)
         samples = load_data(config.data)
-        self.main = Task("main", samples, config.student, config.prompts, config.rollouts, config.sampling, config.seed, _tools(config.sampling.max_turns, toolbox), config.leak_check)
+        self.main = Task(
+            "main",
+            samples,
+            config.student,
+            config.prompts,
+            config.rollouts,
+            config.sampling,
+            config.seed,
+            _tools(config.sampling.max_turns, toolbox),
+            config.leak_check,
+        )
         self.builders: list[SignalBuilder] = [builder(one) for one in config.signals]
         self.anchors: list[tuple[Task, AnchorSignal]] = []
         for place, anchor in enumerate(config.anchors):
-            sampling = config.sampling.model_copy(update={"max_turns": anchor.max_turns, "max_new_tokens": anchor.max_new_tokens or config.sampling.max_new_tokens})
+            sampling = config.sampling.model_copy(
+                update={"max_turns": anchor.max_turns, "max_new_tokens": anchor.max_new_tokens or config.sampling.max_new_tokens}
+            )
             data = samples if anchor.data is None else load_data(anchor.data)
-            task = Task(f"anchor:{anchor.name}", data, anchor.view, anchor.prompts, 1, sampling, config.seed + 7919 * (place + 1), _tools(anchor.max_turns, toolbox))
+            task = Task(
+                f"anchor:{anchor.name}",
+                data,
+                anchor.view,
+                anchor.prompts,
+                1,
+                sampling,
+                config.seed + 7919 * (place + 1),
+                _tools(anchor.max_turns, toolbox),
+            )
             if anchor.pool:
                 task = task.pooled(anchor.pool, self.engine, self.vlm.renderer)
             self.anchors.append((task, AnchorSignal(anchor)))
-        self.streams = streams_by_name([stream for one in (*self.builders, *(a for _, a in self.anchors)) for stream in one.streams()])
+        self.streams = streams_by_name(
+            [stream for one in (*self.builders, *(a for _, a in self.anchors)) for stream in one.streams()]
+        )
         self.progress = checkpoint.Progress()
-        self.recorder = Recorder(folder, dump_recipe(config), config.loggers, lambda token: str(self.vlm.tokenizer.decode([token])))
+        self.recorder = Recorder(
+            folder, dump_recipe(config), config.loggers, lambda token: str(self.vlm.tokenizer.decode([token]))
+        )
 
     def collect(self, step: int) -> tuple[list[Group], list[Signal]]:
         """Rollouts of the step and what they teach."""
@@ -86,7 +122,7 @@ class Run:
         return groups, signals
 
     def _context(self) -> Context:
-        def score(pairs):  # noqa: ANN001, ANN202 - typed by Context
+        def score(pairs):
             assert self.teacher is not None
             return self.teacher.score(pairs, self.config.micro_tokens, self.config.sampling.temperature)
 
@@ -103,7 +139,13 @@ class Run:
                 self.optimizer.step()
             if self.guard.message:
                 warnings.warn(f"step {self.progress.step + 1}: {self.guard.message}", stacklevel=2)
-        return found, {"optim/grad_norm": norm, "optim/lr": self.optimizer.lr, "optim/skipped": float(not applied), "optim/warned": float(bool(self.guard.message)), "loss/total": found.loss}
+        return found, {
+            "optim/grad_norm": norm,
+            "optim/lr": self.optimizer.lr,
+            "optim/skipped": float(not applied),
+            "optim/warned": float(bool(self.guard.message)),
+            "loss/total": found.loss,
+        }
 
     def step(self) -> None:
         """Experience, update, teacher, records."""
@@ -123,7 +165,11 @@ class Run:
         values |= {"time/step_s": time.perf_counter() - start, "time/sample_s": sampled_s}
         self.recorder.metrics(number, values)
         if number == 1 or number % self.config.log_rollouts_every == 0:
-            self.recorder.rollouts(number, [one for one in signals if one.rollout.group_id.startswith("main/")][: self.config.log_rollouts], found.divergence_of)
+            self.recorder.rollouts(
+                number,
+                [one for one in signals if one.rollout.group_id.startswith("main/")][: self.config.log_rollouts],
+                found.divergence_of,
+            )
 
     def evaluate(self, whole: bool) -> dict[str, Any]:
         """Score the held-out split now, record it, and keep the best step."""
@@ -174,7 +220,9 @@ def train(
                 run.save()
             if stop.asked and not done:
                 run.recorder.close()
-                raise Interrupted(f"stopped after step {run.progress.step} of {config.steps}; run the same command again to go on")
+                raise Interrupted(
+                    f"stopped after step {run.progress.step} of {config.steps}; run the same command again to go on"
+                )
     after = run.evaluate(whole=True)
     summary = metrics.summary(config, run.progress, after, finish(run.progress.before, after) if finish else {})
     run.recorder.summary(summary)

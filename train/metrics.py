@@ -29,7 +29,9 @@ def of_groups(groups: Sequence[Group]) -> dict[str, float]:
             values[f"reward/{name}"] = sum(one.terms.get(name, 0.0) for one in rewards) / len(rewards)
         for outcome, number in Counter(one.outcome for one in rewards).items():
             values[f"outcome/{outcome}"] = number / len(rewards)
-        values["reward/groups_without_variance"] = sum(len({one.reward.total for one in group.rollouts if one.reward}) < 2 for group in groups) / max(1, len(groups))
+        values["reward/groups_without_variance"] = sum(
+            len({one.reward.total for one in group.rollouts if one.reward}) < 2 for group in groups
+        ) / max(1, len(groups))
     return values
 
 

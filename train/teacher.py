@@ -37,7 +37,10 @@ class Teacher:
         if config.path is not None:
             self.vlm = load(config.path, dtype="float32", device=str(student.device))
             if self.vlm.tokenizer.get_vocab() != student.tokenizer.get_vocab():
-                raise ValueError(f"teacher.path {config.path}: its tokenizer differs from the student's; the teacher re-scores the student's token ids, so they must agree")
+                raise ValueError(
+                    f"teacher.path {config.path}: its tokenizer differs from the student's; the teacher re-scores the "
+                    "student's token ids, so they must agree"
+                )
         else:
             self.vlm = dataclasses.replace(student, model=copy.deepcopy(student.model))
         self.vlm.model.requires_grad_(False).eval()
@@ -58,7 +61,9 @@ class Teacher:
                 mine.copy_(theirs)
 
     @torch.no_grad()
-    def score(self, pairs: Sequence[tuple[Rollout, View]], micro_tokens: int, temperature: float) -> list[tuple[tuple[float, ...], ...]]:
+    def score(
+        self, pairs: Sequence[tuple[Rollout, View]], micro_tokens: int, temperature: float
+    ) -> list[tuple[tuple[float, ...], ...]]:
         """Log-probs ``[N][K]`` of each rollout's sampled tokens, read under the view beside it; prompts are shared by view."""
         renderer = self.vlm.renderer
         by_view: dict[View, list[tuple[int, Rendered]]] = {}
@@ -69,7 +74,11 @@ class Teacher:
             packed = pack([(members[0][1].prompt, [one.suffix for _, one in members]) for members in chunk])
             hidden = hidden_rows(self.vlm, packed)
             values = token_logprobs(
-                hidden, self.vlm.head_weight, packed.targets_R.to(hidden.device), temperature=temperature, banned_ids=renderer.banned_ids
+                hidden,
+                self.vlm.head_weight,
+                packed.targets_R.to(hidden.device),
+                temperature=temperature,
+                banned_ids=renderer.banned_ids,
             ).tolist()
             offset = 0
             for index, one in (member for members in chunk for member in members):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -39,11 +38,11 @@ class Gradients:
     divergence_of: dict[tuple[str, int], list[list[float]]]
 
 
-def autocast(vlm: VLM, compute: str) -> contextlib.AbstractContextManager[None]:
-    """bfloat16 arithmetic on CUDA (compute: auto or bfloat16), nothing elsewhere."""
+def compute_dtype(vlm: VLM, compute: str) -> torch.dtype | None:
+    """Type of the arithmetic where it is narrower than the weights: bfloat16 on CUDA (compute: auto) or when asked for."""
     if compute == "float32" or (compute == "auto" and vlm.device.type != "cuda"):
-        return contextlib.nullcontext()
-    return torch.autocast(vlm.device.type, torch.bfloat16)
+        return None
+    return torch.bfloat16
 
 
 def checkpoint_layers(vlm: VLM) -> None:
@@ -52,23 +51,32 @@ def checkpoint_layers(vlm: VLM) -> None:
     vlm.model.train()  # transformers ignores the setting in eval mode; the families have no dropout that this could switch on
 
 
-def accumulate(vlm: VLM, teacher: Teacher | None, batches: Sequence[Batch], temperature: float, compute: str = "auto") -> Gradients:
+def accumulate(
+    vlm: VLM, teacher: Teacher | None, batches: Sequence[Batch], temperature: float, compute: str = "auto"
+) -> Gradients:
     """Forward and backward over all micro-batches; the gradients of their sum are left in ``.grad``.
 
     Teacher and student read their own prompts and pictures; the head, the log-probs and the divergences are computed in chunks
     of rows from hidden states, so no rows x vocabulary tensor exists.
     """
     found = Gradients(0.0, Tally(), {})
+    dtype = compute_dtype(vlm, compute)
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(vlm.device.type, dtype, enabled=dtype is not None)
+
     for batch in batches:
         teacher_hidden = None
         if batch.teacher is not None:
-            assert teacher is not None and batch.teacher_keep_R is not None, "a kd stream needs a teacher"
-            with torch.no_grad(), autocast(vlm, compute):
+            assert teacher is not None, "a kd stream needs a teacher"
+            with torch.no_grad(), autocast():
                 teacher_hidden = hidden_rows(teacher.vlm, batch.teacher, batch.teacher_keep_R)
-        with autocast(vlm, compute):
+        with autocast():
             hidden = hidden_rows(vlm, batch.packed, batch.keep_R)
             rows = _row_loss(batch, teacher, teacher_hidden, vlm.device)
-            loss, stats = head_loss(hidden, vlm.head_weight, rows, temperature=temperature, banned_ids=vlm.renderer.banned_ids, want_entropy=True)
+            loss, stats = head_loss(
+                hidden, vlm.head_weight, rows, temperature=temperature, banned_ids=vlm.renderer.banned_ids, want_entropy=True
+            )
         loss.backward()
         found.loss += float(loss.detach())
         _record(found, batch, stats)
@@ -92,7 +100,8 @@ def _row_loss(batch: Batch, teacher: Teacher | None, teacher_hidden: torch.Tenso
     ]
     kd = []
     for row in batch.kd:
-        assert teacher is not None and teacher_hidden is not None
+        assert teacher is not None
+        assert teacher_hidden is not None
         kd.append(
             KDRows(
                 index_R=row.index_R.to(device),
@@ -126,9 +135,13 @@ def _record(found: Gradients, batch: Batch, stats: HeadStats) -> None:
         found.tally.add("policy/entropy", stats.entropy_R)
 
 
-def _by_address(store: dict[tuple[str, int], list[list[float]]], addresses: Sequence[RowAddress], values: Sequence[float]) -> None:
+def _by_address(
+    store: dict[tuple[str, int], list[list[float]]], addresses: Sequence[RowAddress], values: Sequence[float]
+) -> None:
     for address, value in zip(addresses, values, strict=True):
-        turns = store.setdefault((address.rollout.group_id, address.rollout.index), [[0.0] * len(turn.action_ids_K) for turn in address.rollout.turns])
+        turns = store.setdefault(
+            (address.rollout.group_id, address.rollout.index), [[0.0] * len(turn.action_ids_K) for turn in address.rollout.turns]
+        )
         turns[address.turn][address.k] = value
 
 

@@ -20,7 +20,10 @@ class Clip:
 
     def __post_init__(self) -> None:
         if not self.frames or len(self.frames) != len(self.times_s):
-            raise ValueError(f"a clip needs one time per frame and at least one frame, got {len(self.frames)} frames, {len(self.times_s)} times")
+            raise ValueError(
+                f"a clip needs one time per frame and at least one frame, got {len(self.frames)} frames, "
+                f"{len(self.times_s)} times"
+            )
 
 
 Part = str | Picture | Clip
@@ -82,7 +85,10 @@ def fill_placeholders(text: str, pictures: Sequence[Picture], where: str, placeh
     if len(pieces) == 1:
         return (*pictures, text) if text else tuple(pictures)
     if len(pieces) - 1 != len(pictures):
-        raise ValueError(f"{where}: {len(pieces) - 1} {placeholder} in the text but {len(pictures)} pictures; make them equal, or leave all {placeholder} out")
+        raise ValueError(
+            f"{where}: {len(pieces) - 1} {placeholder} in the text but {len(pictures)} pictures; make them equal, "
+            f"or leave all {placeholder} out"
+        )
     parts: list[Part] = []
     for piece, picture in zip(pieces, (*pictures, None), strict=True):
         if piece:
@@ -119,6 +125,9 @@ def from_json(data: Sequence[Mapping[str, Any]], load: Callable[[str], Picture])
         raise ValueError(f"unknown message part {kind!r}; expected text, image or video")
 
     return tuple(
-        Message(entry["role"], (entry["content"],) if isinstance(entry["content"], str) else tuple(part(piece) for piece in entry["content"]))
+        Message(
+            entry["role"],
+            (entry["content"],) if isinstance(entry["content"], str) else tuple(part(piece) for piece in entry["content"]),
+        )
         for entry in data
     )

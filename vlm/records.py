@@ -188,7 +188,9 @@ def _same_nesting(name: str, values_NK: Sequence[Sequence[float]] | None, rollou
         return
     want, have = [len(turn.action_ids_K) for turn in rollout.turns], [len(row) for row in values_NK]
     if want != have:
-        raise ValueError(f"rollout {rollout.group_id}/{rollout.index}: {name} has lengths {have} per turn, the actions have {want}")
+        raise ValueError(
+            f"rollout {rollout.group_id}/{rollout.index}: {name} has lengths {have} per turn, the actions have {want}"
+        )
 
 
 @dataclass(frozen=True)

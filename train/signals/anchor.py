@@ -24,5 +24,7 @@ class AnchorSignal:
 
     def build(self, groups: Sequence[Group], context: Context) -> list[Signal]:
         return [
-            Signal(rollout, kd_weights_NK=constant_NK(rollout, 1.0), teacher_view=rollout.view, stream=self.stream) for group in groups for rollout in group.rollouts
+            Signal(rollout, kd_weights_NK=constant_NK(rollout, 1.0), teacher_view=rollout.view, stream=self.stream)
+            for group in groups
+            for rollout in group.rollouts
         ]

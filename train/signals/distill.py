@@ -27,16 +27,38 @@ class Distill:
 
     def streams(self) -> list[Stream]:
         c = self.config
-        return [Stream("distill", c.weight, c.reduction, c.divergence, c.beta, "top" if c.support == "top" else "full", c.top_c, c.temperature)]
+        return [
+            Stream(
+                "distill",
+                c.weight,
+                c.reduction,
+                c.divergence,
+                c.beta,
+                "top" if c.support == "top" else "full",
+                c.top_c,
+                c.temperature,
+            )
+        ]
 
     def build(self, groups: Sequence[Group], context: Context) -> list[Signal]:
-        pairs = [(rollout, view) for group in groups for view in [make_view(group.sample, self.config.teacher, "teacher")] for rollout in group.rollouts]
+        pairs = [
+            (rollout, view)
+            for group in groups
+            for view in [make_view(group.sample, self.config.teacher, "teacher")]
+            for rollout in group.rollouts
+        ]
         if self.config.support != "sampled":
-            return [Signal(rollout, kd_weights_NK=constant_NK(rollout, 1.0), teacher_view=view, stream="distill") for rollout, view in pairs]
+            return [
+                Signal(rollout, kd_weights_NK=constant_NK(rollout, 1.0), teacher_view=view, stream="distill")
+                for rollout, view in pairs
+            ]
         signals = []
         for (rollout, view), teacher_NK in zip(pairs, context.score_teacher(pairs), strict=True):
             advantages = tuple(
-                tuple(teacher - student for teacher, student in zip(row, turn.action_logprobs_K, strict=True)) for row, turn in zip(teacher_NK, rollout.turns, strict=True)
+                tuple(teacher - student for teacher, student in zip(row, turn.action_logprobs_K, strict=True))
+                for row, turn in zip(teacher_NK, rollout.turns, strict=True)
             )
-            signals.append(Signal(rollout, advantages_NK=advantages, teacher_logprobs_NK=teacher_NK, teacher_view=view, stream="distill"))
+            signals.append(
+                Signal(rollout, advantages_NK=advantages, teacher_logprobs_NK=teacher_NK, teacher_view=view, stream="distill")
+            )
         return signals

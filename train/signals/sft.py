@@ -20,4 +20,8 @@ class Sft:
         return [Stream("sft", self.config.weight, self.config.reduction)]
 
     def build(self, groups: Sequence[Group], context: Context) -> list[Signal]:
-        return [Signal(rollout, ce_weights_NK=constant_NK(rollout, 1.0), stream="sft") for group in groups for rollout in group.rollouts]
+        return [
+            Signal(rollout, ce_weights_NK=constant_NK(rollout, 1.0), stream="sft")
+            for group in groups
+            for rollout in group.rollouts
+        ]
