@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..datasets.scenes import COLOURS
 from ..vlm.tiny.create import make_model, make_processor, make_tokenizer, save
 from .tiny_data import Maker, Row, corpus
 from .tiny_eval import checks, key_accuracy, skills
@@ -24,16 +25,19 @@ from .tiny_model import Tokens, loss
 
 MAX_MERGES = 236  # 256 bytes + 236 merges + 20 added tokens = a vocabulary of 512
 AUX_WEIGHT = 0.5
-AUX_OUTPUTS = 4 * 9 + 16
-"""Per merged vision token: the colour (eight, or none) of its four patches, and its own index among 16."""
+AUX_OUTPUTS = 4 * 9 + 16 + 16 + 10 + 8
+"""Per vision token: the colour (eight, or none) of its four patches and its own index among 16. Per token of the question that
+names the object: its place among the 16 vision tokens, and its letter."""
 
 SKILLS: dict[str, Callable[[Maker, int, Mapping[int, float]], list[Row]]] = {
     "crop": lambda maker, num, odds: maker.crop("detail", num),
     "place_crop": lambda maker, num, odds: maker.crop("place", num),
     "full": lambda maker, num, odds: maker.full("detail", num),
     "direct": lambda maker, num, odds: maker.full("place", num),
+    "where": lambda maker, num, odds: maker.full("place", num, 5, ("where",), odds) + maker.full("detail", num // 2, 4, ("where",)),
     "locate": lambda maker, num, odds: maker.locate(num, odds),
     "two_turn": lambda maker, num, odds: maker.two_turn(num),
+    "imagine_place": lambda maker, num, odds: maker.imagine("place", num),
     "imagine": lambda maker, num, odds: maker.imagine("detail", num),
     "text": lambda maker, num, odds: maker.text(num),
 }
@@ -49,6 +53,7 @@ class Phase:
     mix: Mapping[str, int]
     objects: tuple[tuple[float, Mapping[int, float]], ...] = ((0.0, {5: 1.0}),)
     aux: bool = False
+    words: bool = False
     scale_positions: float = 1.0
     """The vision tower's position embeddings are multiplied by this once, when the phase starts."""
     muon_lr: float = 0.012
@@ -111,6 +116,7 @@ def run_phase(
     chosen = optimizers(model, head, phase)
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in chosen]
     seen: dict[str, float] = {}
+    word_ids = torch.tensor([tokens.encode(f" {colour}")[0][0] for colour in COLOURS])
     for step in range(phase.steps):
         odds = [odds for start, odds in phase.objects if step >= start * phase.steps][-1]
         micro = {name: SKILLS[name](maker, num, odds) for name, num in phase.mix.items()}
@@ -118,11 +124,14 @@ def run_phase(
         for optimizer in chosen:
             optimizer.zero_grad(set_to_none=True)
         for name, rows in micro.items():
-            value, accuracy, aux = loss(model, tokens.batch(rows), tokens.image_id, head if phase.aux else None)
+            value, accuracy, aux = loss(
+                model, tokens.batch(rows), tokens.image_id, head if phase.aux else None, word_ids if phase.words else None
+            )
             weighted = value * (len(rows) / total)
             if aux is not None:
                 weighted = weighted + AUX_WEIGHT * aux * (len(rows) / total)
-                seen["aux"] = 0.9 * seen.get("aux", float(aux.detach())) + 0.1 * float(aux.detach())
+                mark = f"aux_{name}"
+                seen[mark] = 0.9 * seen.get(mark, float(aux.detach())) + 0.1 * float(aux.detach())
             weighted.backward()
             seen[name] = 0.9 * seen.get(name, accuracy) + 0.1 * accuracy
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -152,7 +161,10 @@ def build(
     if start is not None:
         state = torch.load(start, weights_only=True)
         model.load_state_dict(state["model"])
-        head.load_state_dict(state["head"])
+        if state["head"]["weight"].shape == head.weight.shape:
+            head.load_state_dict(state["head"])
+        else:
+            n=len(state["head"]["bias"]); head.weight.data[:n]=state["head"]["weight"]; head.bias.data[:n]=state["head"]["bias"]
         maker.next_scene = int(state["next_scene"])
     out.mkdir(parents=True, exist_ok=True)
     curve: list[dict[str, Any]] = []

@@ -5,15 +5,14 @@ The texts are written out here in Qwen's chat format for speed; a test compares 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..datasets.scene_questions import IMAGINE_SYSTEM, KINDS, TOOLS_SYSTEM, Question, answer_text, imagination, questions, zoom_call
-from ..datasets.scenes import COLOURS, WORLDS, Scene, SceneObject, samples, scene
+from ..datasets.scenes import COLOURS, LETTERS, WORLDS, Scene, SceneObject, samples, scene
 from ..vlm.images import PixelBudget
 from ..vlm.tiny.create import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX
 
@@ -36,6 +35,22 @@ class Row:
     key_spans: tuple[tuple[int, int], ...]
     pictures: tuple[torch.Tensor, ...] = ()
     patch_classes: np.ndarray | None = None
+    skip_spans: tuple[tuple[int, int], ...] = ()
+    """Characters of ``reply`` that are not taught, because the picture does not tell them."""
+    asked: tuple[str, int, int] | None = None
+    """For the auxiliary loss: the name of the object in the prompt's question, the index of the vision token at its centre and
+    of its letter in `LETTERS` (`UNKNOWN` where the picture does not tell)."""
+    told: tuple[tuple[int, int, int], ...] = ()
+    """For the auxiliary loss, in scenes told in words: (start, end) in ``prompt`` of each letter, and whose colour it is."""
+
+
+UNKNOWN = -100
+
+
+def asked_of(item: SceneObject, *, cell: bool = True, letter: bool = True) -> tuple[str, int, int]:
+    side = int(np.sqrt(MAX_PIXELS)) // (PATCH_PX * MERGE)
+    index = int(item.y_frac * side) * side + int(item.x_frac * side)
+    return item.name, index if cell else UNKNOWN, LETTERS.index(item.letter) if letter else UNKNOWN
 
 
 def turn(role: str, text: str) -> str:
@@ -151,29 +166,44 @@ class Maker:
                     box = window_px(item, made, len(pixels))
                 else:
                     box = padded_box(item, len(pixels), self.rng, 1.3, 2.1)
-                rows.append(Row(prompt_text(question.text), *answer_reply(question.answer), (resized(cut(pixels, box)),)))
+                picture = resized(cut(pixels, box))
+                rows.append(
+                    Row(prompt_text(question.text), *answer_reply(question.answer), (picture,), asked=asked_of(item, cell=False))
+                )
         return rows[:num]
 
-    def full(self, world: str, num_scenes: int, per_scene: int = 4, kinds: Sequence[str] = ("letter",)) -> list[Row]:
+    def full(
+        self, world: str, num_scenes: int, per_scene: int = 4, kinds: Sequence[str] = ("letter",),
+        object_odds: Mapping[int, float] | None = None,
+    ) -> list[Row]:  # fmt: skip
+        """Questions on full views. ``object_odds`` draws the number of objects of each scene; None is the world's own."""
         rows: list[Row] = []
         for _ in range(num_scenes):
-            made, pixels = self.scene(world)
+            count = None if object_odds is None else int(self.rng.choice(list(object_odds), p=list(object_odds.values())))
+            made, pixels = self.scene(world, count)
             picture, classes = resized(pixels), patch_classes(made)
             for question in questions(made, kinds, per_scene):
-                rows.append(Row(prompt_text(question.text), *answer_reply(question.answer), (picture,), classes))
+                asked = asked_of(made.objects[question.targets[0]], letter=world == "detail" and question.kind == "letter")
+                rows.append(Row(prompt_text(question.text), *answer_reply(question.answer), (picture,), classes, asked=asked))
         return rows
 
     def imagine(self, world: str, num_scenes: int, per_scene: int = 3) -> list[Row]:
+        """Imagined zooms on full views. In a place world the letter cannot be seen and is not taught."""
         rows: list[Row] = []
+        readable = world == "detail"
         for _ in range(num_scenes):
             made, pixels = self.scene(world)
             picture, classes = resized(pixels), patch_classes(made)
             for question in questions(made, ("letter",), per_scene):
-                reply = imagine_reply(made.objects[question.targets[0]])
-                rows.append(Row(prompt_text(question.text, system=IMAGINE_SYSTEM), *reply, (picture,), classes))
+                item = made.objects[question.targets[0]]
+                prompt = prompt_text(question.text, system=IMAGINE_SYSTEM)
+                reply, spans = imagine_reply(item)
+                asked = asked_of(item, letter=readable)
+                skip = () if readable else spans[2:]
+                rows.append(Row(prompt, reply, spans if readable else spans[:2], (picture,), classes, skip, asked))
         return rows
 
-    def locate(self, num_scenes: int, object_odds: dict[int, float], per_scene: int = 5, short: bool = True) -> list[Row]:
+    def locate(self, num_scenes: int, object_odds: Mapping[int, float], per_scene: int = 5, short: bool = True) -> list[Row]:
         """Zoom calls in the place world; ``short`` ends the reply after y1, which is all that carries information."""
         rows: list[Row] = []
         for _ in range(num_scenes):
@@ -181,9 +211,11 @@ class Maker:
             made, pixels = self.scene("place", count)
             picture, classes = resized(pixels), patch_classes(made)
             for question in questions(made, ("letter",), per_scene):
-                text, spans = call_reply(made.objects[question.targets[0]].zoom_box_k1000(made.world.zoom_window_k1000))
+                item = made.objects[question.targets[0]]
+                text, spans = call_reply(item.zoom_box_k1000(made.world.zoom_window_k1000))
                 text = text[: spans[-1][1]] if short else text
-                rows.append(Row(prompt_text(question.text, system=TOOLS_SYSTEM), text, spans, (picture,), classes))
+                prompt = prompt_text(question.text, system=TOOLS_SYSTEM)
+                rows.append(Row(prompt, text, spans, (picture,), classes, asked=asked_of(item, letter=False)))
         return rows
 
     def two_turn(self, num_scenes: int, per_scene: int = 2) -> list[Row]:
@@ -200,20 +232,27 @@ class Maker:
                 middle = observation_text("\n" if self.rng.random() < 0.25 else "")
                 shift = len(call) + len(middle)
                 spans = call_spans + tuple((a + shift, b + shift) for a, b in answer_spans)
-                rows.append(
-                    Row(prompt_text(question.text, system=TOOLS_SYSTEM), call + middle + answer, spans, (picture, crop), classes)
-                )
+                prompt, asked = prompt_text(question.text, system=TOOLS_SYSTEM), asked_of(item, letter=False)
+                rows.append(Row(prompt, call + middle + answer, spans, (picture, crop), classes, asked=asked))
         return rows
 
     def text(self, num: int, kinds: Sequence[str] = ("letter",)) -> list[Row]:
-        """Questions about a scene in words, two a scene."""
+        """Questions about a scene in words, two a scene; half of the scenes have fewer objects than their world."""
         rows: list[Row] = []
         while len(rows) < num:
-            made = scene(str(self.rng.choice(list(WORLDS))), self.next_scene)
+            world = WORLDS[str(self.rng.choice(list(WORLDS)))]
+            count = int(self.rng.integers(2, world.num_objects + 1)) if self.rng.random() < 0.5 else world.num_objects
+            made = scene(world, self.next_scene, num_objects=count)
             self.next_scene += 1
             for question in questions(made, kinds, 2):
                 prompt = prompt_text(f"{made.text()} {question.text}", picture=False)
-                rows.append(Row(prompt, *answer_reply(question.answer)))
+                item = made.objects[question.targets[0]]
+                told, end, names = [], 0, list(COLOURS)
+                for each in made.objects:
+                    start = prompt.index(" shows ", end) + len(" shows ")
+                    end = start + 1
+                    told.append((start, end, names.index(each.colour)))
+                rows.append(Row(prompt, *answer_reply(question.answer), asked=asked_of(item, cell=False), told=tuple(told)))
         return rows[:num]
 
 

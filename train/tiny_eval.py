@@ -215,6 +215,7 @@ def checks(split: str = "dev", num: int = 256) -> dict[str, list[Row]]:
         "direct": makers[1].full("place", num // 4, 4)[:num],
         "call": makers[2].locate(num // 4, {5: 1.0}, 4),
         "call1": makers[3].locate(num // 4, {1: 1.0}, 1),
+        "where": makers[7].full("place", num // 4, 4, ("where",))[:num],
         "turn2": [_second_only(row) for row in makers[4].two_turn(num // 4)],
         "imagine": makers[5].imagine("detail", num // 4, 2),
         "text": makers[6].text(num),

@@ -76,6 +76,10 @@ class Rows:
     uses: list[int]
     """Which picture every image run of the batch shows, row by row."""
     classes: dict[int, np.ndarray]
+    asked: list[tuple[int, int, int, int]]
+    """(row, token, vision token, letter) for every token that names the object in question."""
+    told: list[tuple[int, int, int]]
+    """(row, token, colour) for every letter of a scene in words."""
 
 
 def positions(ids_T: np.ndarray, grids: Sequence[tuple[int, int]], image_id: int) -> np.ndarray:
@@ -91,6 +95,10 @@ def positions(ids_T: np.ndarray, grids: Sequence[tuple[int, int]], image_id: int
         else:
             out[:, place], place, start = start, place + 1, start + 1
     return out
+
+
+def _overlaps(start: int, end: int, spans: Sequence[tuple[int, int]]) -> bool:
+    return any(start < stop and first < end for first, stop in spans)
 
 
 def picture_grid(picture: Tensor) -> tuple[int, int]:
@@ -134,7 +142,11 @@ class Tokens:
         stop = row.reply.find("<|im_end|>\n<|im_start|>user")
         quiet = range(stop + len("<|im_end|>"), row.reply.rfind("assistant\n") + len("assistant\n")) if stop >= 0 else range(0)
         weights = [
-            0.0 if start in quiet else 1.0 if any(start < b and a < end for a, b in row.key_spans) else BOILERPLATE_WEIGHT
+            0.0
+            if start in quiet or _overlaps(start, end, row.skip_spans)
+            else 1.0
+            if _overlaps(start, end, row.key_spans)
+            else BOILERPLATE_WEIGHT
             for start, end in offsets
         ]
         ids = expand(list(prompt) + list(reply), grids, self.image_id)
@@ -154,9 +166,12 @@ class Tokens:
         positions_3BT = np.zeros((3, len(rows), length), np.int64)
         weights_BT = np.zeros((len(rows), length), np.float32)
         pictures: dict[int, tuple[int, Tensor]] = {}
-        uses, classes = [], {}
+        uses, classes, asked, told = [], {}, [], []
         for index, (row, (ids, weights)) in enumerate(zip(rows, made, strict=True)):
             ids_BT[index, : len(ids)], weights_BT[index, : len(ids)] = ids, weights
+            asked += [(index, place, *row.asked[1:]) for place in self.named(row)] if row.asked else []
+            for start, end, colour in row.told:
+                told += [(index, k, colour) for k, (a, b) in enumerate(self.encode(row.prompt)[1]) if a < end and b > start]
             grids = [picture_grid(picture) for picture in row.pictures]
             positions_3BT[:, index, : len(ids)] = positions(np.array(ids), grids, self.image_id)
             for number, picture in enumerate(row.pictures):
@@ -166,7 +181,16 @@ class Tokens:
                     classes[place] = row.patch_classes
         lengths = torch.tensor([len(ids) for ids, _ in made])
         tensors = (torch.from_numpy(ids_BT), torch.from_numpy(positions_3BT), torch.from_numpy(weights_BT))
-        return Rows(*tensors, lengths, [picture for _, picture in pictures.values()], uses, classes)
+        return Rows(*tensors, lengths, [picture for _, picture in pictures.values()], uses, classes, asked, told)
+
+    def named(self, row: Row) -> list[int]:
+        """Places of the tokens that name the object in the question of the prompt, which comes last in it."""
+        assert row.asked is not None
+        ids, offsets = self.encode(row.prompt)
+        start = row.prompt.rindex(row.asked[0])
+        end = start + len(row.asked[0])
+        rows, columns = picture_grid(row.pictures[0]) if self.image_id in ids else (1, 1)
+        return [k + rows * columns - 1 for k, (a, b) in enumerate(offsets) if a < end and b > start]
 
 
 def embed(model: Any, batch: Rows, image_id: int) -> tuple[Tensor, list[Tensor]]:
@@ -194,8 +218,14 @@ def hidden(model: Any, embeds: Tensor, positions_3BT: Tensor, cache: Any = None)
     return out.last_hidden_state
 
 
-def loss(model: Any, batch: Rows, image_id: int, aux_head: torch.nn.Linear | None) -> tuple[Tensor, float, Tensor | None]:
-    """Weighted cross-entropy over the reply (sum / sum of key weights), its key-token accuracy, and the auxiliary loss."""
+def loss(
+    model: Any, batch: Rows, image_id: int, aux_head: torch.nn.Linear | None, word_ids: Tensor | None = None
+) -> tuple[Tensor, float, Tensor | None]:
+    """Weighted cross-entropy over the reply (sum / sum of key weights), its key-token accuracy, and the auxiliary loss.
+
+    The auxiliary loss reads, from every vision token of a full view, the colours of its patches and its own index; with
+    ``word_ids`` (the colour words) a coloured token must also resemble the embedding of its colour's word.
+    """
     embeds, features = embed(model, batch, image_id)
     states = hidden(model, embeds, batch.positions_3BT)
     picked = batch.weights_BT[:, 1:] > 0
@@ -204,12 +234,41 @@ def loss(model: Any, batch: Rows, image_id: int, aux_head: torch.nn.Linear | Non
     key = weights == 1
     value = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / key.sum()
     accuracy = float((logits.argmax(-1) == targets)[key].float().mean())
-    if aux_head is None or not batch.classes:
+    if aux_head is None:
         return value, accuracy, None
+    aux = _asked_loss(aux_head, states, batch)
+    if batch.classes:
+        aux = aux + _vision_loss(model, aux_head, batch, features, word_ids)
+    return value, accuracy, aux
+
+
+def _asked_loss(aux_head: torch.nn.Linear, states: Tensor, batch: Rows) -> Tensor:
+    """Where the question names the object, its place and letter must be readable: retrieval learned where it is easiest."""
+    table = torch.tensor(batch.asked)
+    predicted = aux_head(states[table[:, 0], table[:, 1]])
+    total = states.new_zeros(())
+    for start, stop, truth in ((52, 68, table[:, 2]), (68, 78, table[:, 3])):
+        if (truth >= 0).any():
+            total = total + F.cross_entropy(predicted[:, start:stop], truth)
+    if batch.told:
+        letters = torch.tensor(batch.told)
+        total = total + F.cross_entropy(aux_head(states[letters[:, 0], letters[:, 1]])[:, 78:86], letters[:, 2])
+    return total
+
+
+def _vision_loss(model: Any, aux_head: torch.nn.Linear, batch: Rows, features: list[Tensor], word_ids: Tensor | None) -> Tensor:
+    """Every vision token of a full view must tell the colours of its patches and its own index."""
     places = list(batch.classes)
     rows = torch.cat([features[index] for index in places])
     predicted = aux_head(rows)
     colours = predicted[:, :36].reshape(-1, 9)
     truth = torch.from_numpy(np.concatenate([batch.classes[index] for index in places]))
     own = torch.arange(len(features[places[0]])).repeat(len(places))
-    return value, accuracy, F.cross_entropy(colours, truth) + F.cross_entropy(predicted[:, 36:], own)
+    aux = F.cross_entropy(colours, truth) + F.cross_entropy(predicted[:, 36:52], own)
+    if word_ids is not None:
+        words = rows @ model.model.language_model.embed_tokens(word_ids).T
+        shares = F.one_hot(truth, 9).reshape(-1, 4, 9).sum(1)[:, :8].float()
+        coloured = shares.sum(1) > 0
+        wanted = shares[coloured] / shares[coloured].sum(1, keepdim=True)
+        aux = aux + F.cross_entropy(words[coloured], wanted)
+    return aux
