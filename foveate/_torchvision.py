@@ -11,15 +11,19 @@ import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import sys
+import types
+from collections.abc import Sequence
 
 _kept_libraries: list[object] = []  # torch.library frees an operator with the last reference to its Library
 
 
 class _DeclareOperators(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if fullname == "torchvision" and not _kept_libraries:
             _declare_operators()
-        return
+        return None  # noqa: RET501 - "not found here", the way importlib wants it said
 
 
 def _declare_operators() -> None:

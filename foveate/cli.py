@@ -55,7 +55,7 @@ def train(
 ) -> None:
     """Train a recipe, or go on with it where it stopped."""
     from .run_folder import default_folder, prepare, read_summary
-    from .train.config import load_recipe
+    from .train.recipes import load_recipe
 
     config = load_recipe(recipe, overrides or [])
     ready = prepare(run or default_folder(recipe), config, resume, fresh)
@@ -186,7 +186,7 @@ def recipes(context: typer.Context) -> None:
     """List the recipes: name, and the first sentence of what each says about itself."""
     if context.invoked_subcommand is not None:
         return
-    from .train.config import recipe_names, recipe_path
+    from .train.recipes import recipe_names, recipe_path
 
     for name in recipe_names():
         out.print(f"[bold]{name:<20}[/] {escape(first_sentence(recipe_path(name).read_text(encoding='utf-8')))}", soft_wrap=True)
@@ -202,7 +202,7 @@ def first_sentence(recipe: str) -> str:
 @recipes_app.command("show")
 def recipes_show(name: str, overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None) -> None:
     """Print a recipe with every default filled in."""
-    from .train.config import dump_recipe, load_recipe
+    from .train.recipes import dump_recipe, load_recipe
 
     sys.stdout.write(dump_recipe(load_recipe(name, overrides or [])))
 
@@ -210,7 +210,7 @@ def recipes_show(name: str, overrides: Annotated[list[str] | None, typer.Argumen
 @recipes_app.command("schema")
 def recipes_schema() -> None:
     """Print the JSON schema, for editors that complete and check YAML."""
-    from .train.config import recipe_schema
+    from .train.recipes import recipe_schema
 
     sys.stdout.write(json.dumps(recipe_schema(), indent=2) + "\n")
 

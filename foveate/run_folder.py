@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .train.checkpoint import steps_saved
-from .train.config import RunConfig, dump_recipe
+from .train.config import RunConfig
+from .train.recipes import dump_recipe
 from .train.recorder import RunFolderError, check_same_recipe
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from foveate import cli
 from foveate.run_folder import default_folder, prepare, set_aside
-from foveate.train.config import dump_recipe, load_recipe
+from foveate.train.recipes import dump_recipe, load_recipe
 from foveate.train.recorder import RunFolderError
 from foveate.vlm.generate import Completion, HFEngine, Sampling
 from foveate.vlm.load import tiny_random

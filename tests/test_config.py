@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from foveate.train.config import RecipeError, RunConfig, dump_recipe, load_recipe, parse_recipe, recipe_names, recipe_schema
+from foveate.train.config import RunConfig
+from foveate.train.recipes import RecipeError, dump_recipe, load_recipe, parse_recipe, recipe_names, recipe_schema
 
 MINIMAL = {
     "name": "x",

@@ -101,7 +101,7 @@ def test_law_3_observations_are_read_and_never_learned(vlm: VLM) -> None:
     same, same_gradients, _ = run(vlm, [signal(5, "words that nobody may learn")])
     assert same == pytest.approx(loss, abs=1e-6)
     for name, value in gradients.items():
-        torch.testing.assert_close(same_gradients[name], value, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(same_gradients[name], value, atol=5e-6, rtol=1e-4)
 
 
 def mixed_signals(vlm: VLM) -> list[Signal]:

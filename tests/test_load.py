@@ -303,3 +303,16 @@ def test_videos_that_cannot_be_read(tmp_path: Path) -> None:
         read_clip(tmp_path / "text.mp4", reader="ffmpeg")  # type: ignore[arg-type]
     with pytest.raises(VideoError, match="must be positive"):
         read_clip(tmp_path / "text.mp4", fps=0)
+
+
+def test_the_pixel_budget_is_smart_resize() -> None:
+    from qwen_vl_utils.vision_process import smart_resize
+
+    from foveate.vlm.images import PixelBudget
+
+    budget, rng = PixelBudget(56 * 56, 1280 * 28 * 28), np.random.default_rng(0)
+    for _ in range(500):
+        width, height = (int(side) for side in rng.integers(28, 4000, 2))
+        if max(width, height) / min(width, height) < 100:
+            want = smart_resize(height, width, 28, budget.min_pixels, budget.max_pixels)
+            assert budget.resized(width, height, 28) == want[::-1], (width, height)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from foveate.runs import run_recipe
 from foveate.train.checkpoint import folder_of
-from foveate.train.config import load_recipe
+from foveate.train.recipes import load_recipe
 from foveate.vlm.load import load, save, tiny_random
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from foveate.train import checkpoint
-from foveate.train.config import RunConfig, load_recipe
+from foveate.train.config import RunConfig
 from foveate.train.loop import Interrupted, train
+from foveate.train.recipes import load_recipe
 from foveate.visual_tools.toolbox import ZoomToolbox
 from foveate.vlm.load import VLM, load
 
@@ -100,7 +101,7 @@ def test_sigterm_saves_and_a_second_start_goes_on(tmp_path: Path) -> None:
     config = small_config().model_copy(update={"steps": 400})
     run = tmp_path / "run"
     code = (
-        "from pathlib import Path\nfrom foveate.train.config import parse_recipe\nfrom foveate.train.loop import train\n"
+        "from pathlib import Path\nfrom foveate.train.recipes import parse_recipe\nfrom foveate.train.loop import train\n"
         f"train(parse_recipe({config.model_dump(mode='json')!r}), Path({str(run)!r}))"
     )
     process = subprocess.Popen(

@@ -243,7 +243,7 @@ def recipes() -> list[str]:
 
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_load_and_say_what_they_are(name: str) -> None:
-    from foveate.train.config import dump_recipe, load_recipe, parse_recipe, recipe_path
+    from foveate.train.recipes import dump_recipe, load_recipe, parse_recipe, recipe_path
 
     config = load_recipe(name)
     import yaml

@@ -8,7 +8,7 @@ micro-batches, or spread over ranks, therefore has the loss of the whole (law 6)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -135,7 +135,9 @@ def make_batches(
     ``totals``: denominators of the whole step when ``signals`` are only this rank's share.
     """
     totals = denominators(signals, streams) if totals is None else totals
-    batches, open_groups, open_tokens = [], [], 0
+    batches: list[Batch] = []
+    open_groups: list[list[_Sequence]] = []
+    open_tokens = 0
     for group in _groups(signals, renderer):
         tokens = len(group[0].rendered.prompt) + sum(len(sequence.rendered.suffix) for sequence in group)
         if open_groups and open_tokens + tokens > micro_tokens:
@@ -167,7 +169,10 @@ def _groups(signals: Sequence[Signal], renderer: Renderer) -> list[list[_Sequenc
 def _batch(groups: list[list[_Sequence]], streams: Mapping[str, Stream], totals: Denominators, renderer: Renderer) -> Batch:
     sequences = [sequence for group in groups for sequence in group]
     packed = pack([(group[0].rendered.prompt, [sequence.rendered.suffix for sequence in group]) for group in groups])
-    keep, addresses, first_row, offset = [], [], [], 0
+    keep: list[int] = []
+    addresses: list[RowAddress] = []
+    first_row: list[int] = []
+    offset = 0
     for sequence in sequences:
         first_row.append(len(keep))
         for turn, span in enumerate(sequence.rendered.action_spans):
@@ -258,9 +263,9 @@ def _flat(values_NK: Sequence[Sequence[float]]) -> list[float]:
     return [value for row in values_NK for value in row]
 
 
-def _long(values) -> torch.Tensor:
+def _long(values: Iterable[int]) -> torch.Tensor:
     return torch.tensor(list(values), dtype=torch.long)
 
 
-def _float(values) -> torch.Tensor:
+def _float(values: Iterable[float]) -> torch.Tensor:
     return torch.tensor(list(values), dtype=torch.float32)
