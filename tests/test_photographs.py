@@ -104,4 +104,6 @@ def test_vision_opd_trains_on_photographs(family: str, photographs: Path, tmp_pa
     ]
     assert sides[0][0][0] == 2000, "the student sees the whole photograph, red box drawn in"
     assert sides[1] != sides[0], "the teacher sees crops of it"
+    (seen_px,) = (part["seen_px"] for message in shown["student"] for part in message["content"] if part["type"] == "image")
+    assert 3136 <= seen_px[0] * seen_px[1] <= 100352, "and what the model really saw is on record"
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000

@@ -58,7 +58,13 @@ def train(
                     f"stopped after step {run.progress.step} of {config.steps}; run the same command again to go on"
                 )
     after = run.evaluate(whole=True)
-    summary = metrics.summary(config, run.progress, after, finish(run.progress.before, after) if finish else {})
+    budget = run.vlm.renderer.budget
+    extra = {
+        "min_pixels": budget.min_pixels,
+        "max_pixels": budget.max_pixels,
+        **(finish(run.progress.before, after) if finish else {}),
+    }
+    summary = metrics.summary(config, run.progress, after, extra)
     run.recorder.summary(summary)
     run.recorder.close()
     return summary

@@ -31,6 +31,7 @@ import yaml
 
 from ..vlm import messages
 from ..vlm.images import Picture
+from ..vlm.messages import Message
 from ..vlm.records import Signal
 from .loggers import finite, open_loggers
 
@@ -49,7 +50,8 @@ class RunFolderError(ValueError):
 
 
 class Recorder:
-    """Writes a run folder. ``token_text`` turns one token id into text, for pages that show tokens.
+    """Writes a run folder. ``token_text`` turns one token id into text, for pages that show tokens; ``seen_px`` is
+    the width and height at which the model sees a picture.
 
     >>> recorder = Recorder(Path("runs/a"), "name: a", loggers=())          # doctest: +SKIP
     >>> recorder.metrics(1, {"loss/total": 0.5})                            # doctest: +SKIP
@@ -61,10 +63,11 @@ class Recorder:
         config_yaml: str,
         loggers: Sequence[str] = ("tensorboard",),
         token_text: Callable[[int], str] | None = None,
+        seen_px: Callable[[Picture], tuple[int, int]] | None = None,
     ) -> None:
         """Raises `RunFolderError` when the folder holds a run of another recipe, `ValueError` for a logger that is not there."""
         check_same_recipe(folder, config_yaml)
-        self.folder, self.token_text = Path(folder), token_text
+        self.folder, self.token_text, self.seen_px = Path(folder), token_text, seen_px
         self.last: dict[str, float] = {}
         """The metrics of the latest step."""
         self._loggers = open_loggers(loggers, self.folder, config_yaml)
@@ -136,6 +139,9 @@ class Recorder:
         """Keep a picture; its name below ``images/``."""
         return picture.save_png(self.folder / IMAGES)
 
+    def _chat(self, chat: Sequence[Message]) -> list[dict[str, Any]]:
+        return messages.to_json(chat, self.store, self.seen_px)
+
     def _signal(self, signal: Signal, divergence_of: PerToken | None) -> dict[str, Any]:
         rollout = signal.rollout
         divergence_NK = None if divergence_of is None else divergence_of.get((rollout.group_id, rollout.index))
@@ -154,7 +160,7 @@ class Recorder:
             if signal.advantages_NK is not None:
                 row["advantages"] = signal.advantages_NK[place]
             if turn.observation is not None:
-                row["observation"] = messages.to_json([turn.observation], self.store)[0]
+                row["observation"] = self._chat([turn.observation])[0]
             turns.append(row)
         reward = rollout.reward
         return {
@@ -164,8 +170,8 @@ class Recorder:
             "seed": rollout.seed,
             "stream": signal.stream,
             "stop": rollout.stop.value,
-            "student": messages.to_json(rollout.view.messages, self.store),
-            "teacher": None if signal.teacher_view is None else messages.to_json(signal.teacher_view.messages, self.store),
+            "student": self._chat(rollout.view.messages),
+            "teacher": None if signal.teacher_view is None else self._chat(signal.teacher_view.messages),
             "turns": turns,
             "reward": None
             if reward is None

@@ -10,6 +10,7 @@ import torch
 
 from ..datasets.spec import load_data
 from ..vlm.generate import HFEngine
+from ..vlm.images import Picture
 from ..vlm.load import VLM, load
 from ..vlm.records import Sample
 from ..vlm.rollout import Toolbox
@@ -58,9 +59,14 @@ class Run:
         owners: list[SignalBuilder] = [*self.builders, *(made for _, made in self.anchors)]
         self.streams = streams_by_name([stream for one in owners for stream in one.streams()])
         self.progress = checkpoint.Progress()
-        self.recorder = Recorder(
-            folder, dump_recipe(config), config.loggers, lambda token: str(self.vlm.tokenizer.decode([token]))
-        )
+        self.recorder = Recorder(folder, dump_recipe(config), config.loggers, self._token_text, self._seen_px)
+
+    def _token_text(self, token: int) -> str:
+        return str(self.vlm.tokenizer.decode([token]))
+
+    def _seen_px(self, picture: Picture) -> tuple[int, int]:
+        item = self.vlm.renderer.item(picture)
+        return item.width_px, item.height_px
 
     def _anchor(self, anchor: Anchor, place: int, samples: Sequence[Sample]) -> tuple[Task, AnchorSignal]:
         limits = {"max_turns": anchor.max_turns, "max_new_tokens": anchor.max_new_tokens or self.config.sampling.max_new_tokens}
@@ -119,8 +125,13 @@ class Run:
 def _load(config: RunConfig) -> VLM:
     part = config.model
     vlm = load(
-        part.name, dtype=part.dtype, device=part.device, min_pixels=part.min_pixels, max_pixels=part.max_pixels, freeze=part.freeze
-    )  # fmt: skip
+        part.name,
+        dtype=part.dtype,
+        device=part.device,
+        min_pixels=part.min_pixels,
+        max_pixels=part.max_pixels,
+        freeze=part.freeze,
+    )
     if part.gradient_checkpointing:
         checkpoint_layers(vlm)
     return vlm

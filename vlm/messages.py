@@ -98,14 +98,20 @@ def fill_placeholders(text: str, pictures: Sequence[Picture], where: str, placeh
     return tuple(parts)
 
 
-def to_json(messages: Sequence[Message], store: Callable[[Picture], str]) -> list[dict[str, Any]]:
-    """JSON form of a chat; ``store`` saves a picture and returns the name that is written in its place."""
+def to_json(
+    messages: Sequence[Message], store: Callable[[Picture], str], seen_px: Callable[[Picture], tuple[int, int]] | None = None
+) -> list[dict[str, Any]]:
+    """JSON form of a chat; ``store`` saves a picture and returns the name that is written in its place.
+
+    ``seen_px`` says at which width and height the model sees a picture; it is written beside the picture's own size.
+    """
 
     def part_json(part: Part) -> dict[str, Any]:
         if isinstance(part, str):
             return {"type": "text", "text": part}
         if isinstance(part, Picture):
-            return {"type": "image", "image": store(part), "size_px": list(part.size_px)}
+            seen = {} if seen_px is None else {"seen_px": list(seen_px(part))}
+            return {"type": "image", "image": store(part), "size_px": list(part.size_px), **seen}
         return {"type": "video", "frames": [store(frame) for frame in part.frames], "times_s": list(part.times_s)}
 
     return [{"role": message.role, "content": [part_json(part) for part in message.parts]} for message in messages]
