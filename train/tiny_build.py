@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .tiny_model import Tokens, loss
 
 MAX_MERGES = 236  # 256 bytes + 236 merges + 20 added tokens = a vocabulary of 512
 AUX_WEIGHT = 0.5
-AUX_OUTPUTS = 4 * 9 + 16 + 16 + 10 + 8
+AUX_OUTPUTS = 4 * 9 + 16 + 16 + 10
 """Per vision token: the colour (eight, or none) of its four patches and its own index among 16. Per token of the question that
 names the object: its place among the 16 vision tokens, and its letter."""
 
@@ -52,35 +52,50 @@ class Phase:
     steps: int
     mix: Mapping[str, int]
     objects: tuple[tuple[float, Mapping[int, float]], ...] = ((0.0, {5: 1.0}),)
-    aux: bool = False
-    words: bool = False
     scale_positions: float = 1.0
     """The vision tower's position embeddings are multiplied by this once, when the phase starts."""
-    muon_lr: float = 0.012
-    adamw_lr: float = 1.5e-3
-    decay: float = 0.3
+    muon_lr: float = 0.01
+    adamw_lr: float = 1.2e-3
+    warmup: int = 30
+    decay: float = 0.0
     """Share of the steps at the end over which the learning rates fall linearly."""
     targets: Mapping[str, float] = field(default_factory=dict)
     """The phase ends early once every quick check named here is reached (looked at every ``check_every`` steps)."""
     check_every: int = 40
 
 
-CURRICULUM = (
+ONE_TO_FIVE = (
     (0.0, {1: 0.35, 2: 0.25, 3: 0.2, 5: 0.2}),
     (0.35, {1: 0.15, 2: 0.2, 3: 0.25, 5: 0.4}),
     (0.65, {1: 0.03, 2: 0.07, 3: 0.1, 5: 0.8}),
 )
+MOSTLY_FIVE = ((0.0, {1: 0.1, 2: 0.1, 3: 0.1, 5: 0.7}), (0.4, {1: 0.03, 2: 0.07, 3: 0.1, 5: 0.8}))
+
 PHASES = (
-    Phase(name="read", steps=360, mix={"crop": 40, "place_crop": 8, "text": 8}, decay=0.0),
-    Phase(name="look", steps=420, mix={"crop": 14, "place_crop": 2, "full": 16, "text": 8}, aux=True, decay=0.4),
+    Phase(name="read", steps=360, mix={"crop": 40, "place_crop": 8, "text": 8}, muon_lr=0.012, adamw_lr=1.5e-3),
     Phase(
-        name="find", steps=420, mix={"locate": 16, "crop": 4, "place_crop": 4, "text": 8}, objects=CURRICULUM, aux=True,
-        scale_positions=4.0,
+        name="find", steps=320, mix={"where": 12, "locate": 4, "full": 3, "crop": 10, "place_crop": 10, "text": 12},
+        objects=ONE_TO_FIVE, scale_positions=3.0, decay=0.3,
     ),
     Phase(
-        name="join", steps=480,
-        mix={"crop": 8, "place_crop": 8, "full": 3, "direct": 1, "locate": 6, "two_turn": 8, "imagine": 3, "text": 16},
-        aux=True, decay=0.35,
+        name="join", steps=360, objects=MOSTLY_FIVE, decay=0.35,
+        mix={
+            "crop": 8, "place_crop": 12, "full": 2, "direct": 1, "locate": 5, "two_turn": 8, "imagine": 2, "imagine_place": 1,
+            "where": 1, "text": 20,
+        },
+    ),
+    Phase(
+        name="finish", steps=300, targets={"full": 0.58}, check_every=10,
+        mix={
+            "crop": 6, "place_crop": 6, "full": 5, "direct": 1, "locate": 2, "two_turn": 5, "imagine": 5, "where": 1, "text": 8,
+        },
+        muon_lr=0.008, adamw_lr=1e-3,
+    ),
+    Phase(
+        name="cool", steps=60, decay=1.0, warmup=1, muon_lr=0.008, adamw_lr=1e-3,
+        mix={
+            "crop": 8, "place_crop": 8, "full": 3, "direct": 1, "locate": 3, "two_turn": 6, "imagine": 4, "where": 1, "text": 8,
+        },
     ),
 )  # fmt: skip
 
@@ -98,9 +113,9 @@ def optimizers(model: Any, head: torch.nn.Linear, phase: Phase) -> list[torch.op
     ]
 
 
-def rate(step: int, phase: Phase, warmup: int = 30) -> float:
+def rate(step: int, phase: Phase) -> float:
     """Learning-rate factor: linear warm-up, flat, linear fall to 3% over the last ``phase.decay`` of the steps."""
-    rise = min(1.0, (step + 1) / warmup)
+    rise = min(1.0, (step + 1) / phase.warmup)
     left = (phase.steps - step) / max(1.0, phase.decay * phase.steps)
     return rise * (max(0.03, min(1.0, left)) if phase.decay else 1.0)
 
@@ -124,16 +139,10 @@ def run_phase(
         for optimizer in chosen:
             optimizer.zero_grad(set_to_none=True)
         for name, rows in micro.items():
-            value, accuracy, aux = loss(
-                model, tokens.batch(rows), tokens.image_id, head if phase.aux else None, word_ids if phase.words else None
-            )
-            weighted = value * (len(rows) / total)
-            if aux is not None:
-                weighted = weighted + AUX_WEIGHT * aux * (len(rows) / total)
-                mark = f"aux_{name}"
-                seen[mark] = 0.9 * seen.get(mark, float(aux.detach())) + 0.1 * float(aux.detach())
-            weighted.backward()
-            seen[name] = 0.9 * seen.get(name, accuracy) + 0.1 * accuracy
+            value, accuracy, aux = loss(model, tokens.batch(rows), tokens.image_id, head, word_ids)
+            ((value + AUX_WEIGHT * aux) * (len(rows) / total)).backward()
+            for mark, number in ((name, accuracy), (f"{name}/aux", float(aux.detach()))):
+                seen[mark] = 0.9 * seen.get(mark, number) + 0.1 * number
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, rates in zip(chosen, base, strict=True):
             for group, value_lr in zip(optimizer.param_groups, rates, strict=True):
@@ -161,10 +170,7 @@ def build(
     if start is not None:
         state = torch.load(start, weights_only=True)
         model.load_state_dict(state["model"])
-        if state["head"]["weight"].shape == head.weight.shape:
-            head.load_state_dict(state["head"])
-        else:
-            n=len(state["head"]["bias"]); head.weight.data[:n]=state["head"]["weight"]; head.bias.data[:n]=state["head"]["bias"]
+        head.load_state_dict(state["head"])
         maker.next_scene = int(state["next_scene"])
     out.mkdir(parents=True, exist_ok=True)
     curve: list[dict[str, Any]] = []

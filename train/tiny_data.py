@@ -11,7 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..datasets.scene_questions import IMAGINE_SYSTEM, KINDS, TOOLS_SYSTEM, Question, answer_text, imagination, questions, zoom_call
+from ..datasets.scene_questions import (
+    IMAGINE_SYSTEM,
+    KINDS,
+    TOOLS_SYSTEM,
+    answer_text,
+    imagination,
+    questions,
+    zoom_call,
+)
 from ..datasets.scenes import COLOURS, LETTERS, WORLDS, Scene, SceneObject, samples, scene
 from ..vlm.images import PixelBudget
 from ..vlm.tiny.create import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX

@@ -210,65 +210,71 @@ def embed(model: Any, batch: Rows, image_id: int) -> tuple[Tensor, list[Tensor]]
     return embeds, features
 
 
-def hidden(model: Any, embeds: Tensor, positions_3BT: Tensor, cache: Any = None) -> Tensor:
-    """Final hidden states; causal, no padding mask: rows are padded on the right, where nothing looks at it."""
+def hidden(model: Any, embeds: Tensor, positions_3BT: Tensor, cache: Any = None, early: list[Tensor] | None = None) -> Tensor:
+    """Final hidden states; causal, no padding mask: rows are padded on the right, where nothing looks at it.
+
+    The output of the first layer is appended to ``early`` if given.
+    """
+    watch = None
+    if early is not None:
+        watch = model.model.language_model.layers[0].register_forward_hook(lambda layer, given, out: early.append(out))
     out = model.model.language_model(
         inputs_embeds=embeds, position_ids=positions_3BT, attention_mask=None, past_key_values=cache, use_cache=cache is not None
     )
+    if watch is not None:
+        watch.remove()
     return out.last_hidden_state
 
 
 def loss(
-    model: Any, batch: Rows, image_id: int, aux_head: torch.nn.Linear | None, word_ids: Tensor | None = None
-) -> tuple[Tensor, float, Tensor | None]:
+    model: Any, batch: Rows, image_id: int, aux_head: torch.nn.Linear | None = None, word_ids: Tensor | None = None
+) -> tuple[Tensor, float, Tensor]:
     """Weighted cross-entropy over the reply (sum / sum of key weights), its key-token accuracy, and the auxiliary loss.
 
-    The auxiliary loss reads, from every vision token of a full view, the colours of its patches and its own index; with
-    ``word_ids`` (the colour words) a coloured token must also resemble the embedding of its colour's word.
+    The auxiliary loss (zero without ``aux_head``) is thrown away with its head when the model is built. ``word_ids`` are the
+    tokens of the colour words in the order of `COLOURS`.
     """
     embeds, features = embed(model, batch, image_id)
-    states = hidden(model, embeds, batch.positions_3BT)
+    early: list[Tensor] = []
+    states = hidden(model, embeds, batch.positions_3BT, early=early)
     picked = batch.weights_BT[:, 1:] > 0
     logits = F.linear(states[:, :-1][picked], model.lm_head.weight)
     targets, weights = batch.ids_BT[:, 1:][picked], batch.weights_BT[:, 1:][picked]
     key = weights == 1
     value = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / key.sum()
-    accuracy = float((logits.argmax(-1) == targets)[key].float().mean())
-    if aux_head is None:
-        return value, accuracy, None
-    aux = _asked_loss(aux_head, states, batch)
-    if batch.classes:
-        aux = aux + _vision_loss(model, aux_head, batch, features, word_ids)
+    accuracy = float((logits.detach().argmax(-1) == targets)[key].float().mean())
+    aux = states.new_zeros(())
+    if aux_head is not None and word_ids is not None:
+        words_CD = model.model.language_model.embed_tokens(word_ids)
+        aux = _asked_loss(aux_head, states, batch)
+        if batch.told:
+            rows, places, colours = torch.tensor(batch.told).T
+            aux = aux + F.cross_entropy(early[0][rows, places] @ words_CD.T, colours)
+        if batch.classes:
+            aux = aux + _vision_loss(aux_head, batch, features, words_CD)
     return value, accuracy, aux
 
 
 def _asked_loss(aux_head: torch.nn.Linear, states: Tensor, batch: Rows) -> Tensor:
-    """Where the question names the object, its place and letter must be readable: retrieval learned where it is easiest."""
+    """Where the question names the object, its place and letter must be readable: retrieval is learned there first."""
     table = torch.tensor(batch.asked)
     predicted = aux_head(states[table[:, 0], table[:, 1]])
     total = states.new_zeros(())
     for start, stop, truth in ((52, 68, table[:, 2]), (68, 78, table[:, 3])):
         if (truth >= 0).any():
             total = total + F.cross_entropy(predicted[:, start:stop], truth)
-    if batch.told:
-        letters = torch.tensor(batch.told)
-        total = total + F.cross_entropy(aux_head(states[letters[:, 0], letters[:, 1]])[:, 78:86], letters[:, 2])
     return total
 
 
-def _vision_loss(model: Any, aux_head: torch.nn.Linear, batch: Rows, features: list[Tensor], word_ids: Tensor | None) -> Tensor:
-    """Every vision token of a full view must tell the colours of its patches and its own index."""
-    places = list(batch.classes)
-    rows = torch.cat([features[index] for index in places])
+def _vision_loss(aux_head: torch.nn.Linear, batch: Rows, features: list[Tensor], words_CD: Tensor) -> Tensor:
+    """Every vision token of a full view tells the colours of its patches and its own index, and resembles its colour's word."""
+    pictures = list(batch.classes)
+    rows = torch.cat([features[index] for index in pictures])
     predicted = aux_head(rows)
-    colours = predicted[:, :36].reshape(-1, 9)
-    truth = torch.from_numpy(np.concatenate([batch.classes[index] for index in places]))
-    own = torch.arange(len(features[places[0]])).repeat(len(places))
-    aux = F.cross_entropy(colours, truth) + F.cross_entropy(predicted[:, 36:52], own)
-    if word_ids is not None:
-        words = rows @ model.model.language_model.embed_tokens(word_ids).T
-        shares = F.one_hot(truth, 9).reshape(-1, 4, 9).sum(1)[:, :8].float()
-        coloured = shares.sum(1) > 0
-        wanted = shares[coloured] / shares[coloured].sum(1, keepdim=True)
-        aux = aux + F.cross_entropy(words[coloured], wanted)
-    return aux
+    truth = torch.from_numpy(np.concatenate([batch.classes[index] for index in pictures]))
+    own = torch.arange(len(features[pictures[0]])).repeat(len(pictures))
+    aux = F.cross_entropy(predicted[:, :36].reshape(-1, 9), truth) + F.cross_entropy(predicted[:, 36:52], own)
+    shares = F.one_hot(truth, 9).reshape(-1, 4, 9).sum(1)[:, :8].float()
+    coloured = shares.sum(1) > 0
+    wanted = shares[coloured] / shares[coloured].sum(1, keepdim=True)
+    return aux + F.cross_entropy(rows[coloured] @ words_CD.T, wanted)
