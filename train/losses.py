@@ -101,25 +101,32 @@ def head_loss(
     *,
     temperature: float = 1.0,
     banned_ids: Sequence[int] = (),
-    chunk: int = 64,
+    chunk: int | None = None,
     want_entropy: bool = False,
 ) -> tuple[Tensor, HeadStats]:
     """The loss of all streams (a scalar with gradients to ``hidden_RD`` and ``weight_VD``) and what was seen on the way.
 
     ``temperature`` and ``banned_ids`` are those of sampling: they shape log p in the ce and policy terms and the entropy; banned
     tokens leave the kd terms too, on both sides. Logits are computed in the dtype of the inputs (or of autocast), everything
-    after them in fp32 (fp64 for fp64). No rows: 0, with zero gradients. Raises ValueError for shapes that do not fit, for a
-    banned target with a weight and for settings that mean nothing.
+    after them in fp32 (fp64 for fp64). ``chunk`` is the number of rows at a time; None: `rows_at_once`. No rows: 0, with zero
+    gradients. Raises ValueError for shapes that do not fit, for a banned target with a weight and for settings that mean nothing.
     """
     _check(hidden_RD, weight_VD, rows, temperature, banned_ids)
     dtype = hidden_RD.dtype
     if torch.is_autocast_enabled(hidden_RD.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(hidden_RD.device.type)
     need_grad = torch.is_grad_enabled() and (hidden_RD.requires_grad or weight_VD.requires_grad)
+    chunk = rows_at_once(weight_VD) if chunk is None else chunk
     work = _HeadPass(rows, temperature, tuple(banned_ids), chunk, want_entropy, dtype, need_grad)
     loss: Tensor = _HeadLoss.apply(hidden_RD, weight_VD, work)
     assert work.stats is not None
     return loss, work.stats
+
+
+def rows_at_once(weight_VD: Tensor) -> int:
+    """Rows whose logits are worth holding together: 64 for Qwen's 152 k tokens (40 MB in fp32; 4 such buffers), more on a GPU,
+    where every chunk reads the whole head again, and many more for a small vocabulary, where calls cost more than arithmetic."""
+    return max(16, (40_000_000 if weight_VD.is_cuda else 10_000_000) // len(weight_VD))
 
 
 def clipped_policy_loss(logprobs_R: Tensor, old_logprobs_R: Tensor, advantages_R: Tensor, rows: PolicyRows) -> Tensor:

@@ -1,7 +1,7 @@
 """Log-probs and top candidates of given rows, without ever holding R x V logits. For scoring: no gradients.
 
 Legend: R rows, D width, V vocabulary, C candidates. Temperature and banned tokens are applied as sampling applies them, so these
-are the numbers that the sampler's log-probs must equal (law 7).
+are the numbers that the sampler's log-probs must equal (law 7). ``chunk`` is the number of rows at a time; None chooses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     banned_ids: Sequence[int] = (),
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> Tensor:
     """Natural log-probability of ``targets_R`` at every row, [R] in fp32 (fp64 for fp64); -inf for a banned token."""
     found = [
@@ -38,7 +38,7 @@ def top_candidates(
     *,
     temperature: float = 1.0,
     banned_ids: Sequence[int] = (),
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ``c`` most probable tokens of every row, best first: ids [R, C] and their log-probs [R, C] over the full vocabulary."""
     if not 1 <= c <= len(weight_VD):
@@ -54,10 +54,12 @@ def _wide(hidden_RD: Tensor) -> torch.dtype:
 
 
 def _chunks(
-    hidden_RD: Tensor, weight_VD: Tensor, temperature: float, banned_ids: Sequence[int], chunk: int
+    hidden_RD: Tensor, weight_VD: Tensor, temperature: float, banned_ids: Sequence[int], chunk: int | None
 ) -> Iterator[tuple[slice, Tensor]]:
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: greedy sampling has no log-probs; score it at temperature 1")
+    if chunk is None:  # some 10 million logits: 64 rows of Qwen's 152 k tokens, all rows of a tiny model
+        chunk = max(16, 10_000_000 // len(weight_VD))
     for start in range(0, len(hidden_RD), chunk):
         span = slice(start, min(start + chunk, len(hidden_RD)))
         logits_RV = (hidden_RD[span] @ weight_VD.to(hidden_RD.dtype).t()).to(_wide(hidden_RD)).div_(temperature)
