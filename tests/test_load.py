@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from foveate.vlm.families.registry import FAMILIES
 from foveate.vlm.folder import TINY_FOLDER, LoadError, read_settings, resolve
@@ -316,3 +317,16 @@ def test_the_pixel_budget_is_smart_resize() -> None:
         if max(width, height) / min(width, height) < 100:
             want = smart_resize(height, width, 28, budget.min_pixels, budget.max_pixels)
             assert budget.resized(width, height, 28) == want[::-1], (width, height)
+
+
+def test_decoded_files_are_bounded_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foveate.vlm import images
+
+    monkeypatch.setattr(images, "_DECODED_BYTES", 3 * 100 * 100 * 2)
+    images._decoded_files.clear()
+    for number in range(4):
+        Image.new("RGB", (100, 100), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    opened = [images.Picture.open(tmp_path / f"{number}.png") for number in range(4)]
+    assert len(images._decoded_files) == 2
+    assert [picture.rgb().getpixel((0, 0)) for picture in opened] == [(number, 0, 0) for number in range(4)]
+    assert len(images._decoded_files) == 2

@@ -10,13 +10,16 @@ import hashlib
 import io
 import math
 import os
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-_DECODE_CACHE_SIZE = 256
+_DECODED_BYTES = 512 << 20
+"""Memory for decoded files; the least recently used ones go first."""
 
 
 class PictureError(ValueError):
@@ -113,9 +116,24 @@ def _decode(source: str | io.BytesIO, name: str) -> Image.Image:
         raise PictureError(f"{name}: not a readable picture ({error}); replace the file or remove its row") from error
 
 
-@functools.lru_cache(_DECODE_CACHE_SIZE)
-def _decoded(path: str, _mtime_ns: int, _size: int) -> Image.Image:
-    return _decode(path, path)
+_decoded_files: OrderedDict[tuple[str, int, int], Image.Image] = OrderedDict()
+_decoding = threading.Lock()
+
+
+def _decoded(path: str, mtime_ns: int, size: int) -> Image.Image:
+    key = (path, mtime_ns, size)
+    with _decoding:
+        if key in _decoded_files:
+            _decoded_files.move_to_end(key)
+            return _decoded_files[key]
+    image = _decode(path, path)
+    with _decoding:
+        _decoded_files[key] = image
+        held = sum(3 * one.width * one.height for one in _decoded_files.values())
+        while held > _DECODED_BYTES and len(_decoded_files) > 1:
+            _, dropped = _decoded_files.popitem(last=False)
+            held -= 3 * dropped.width * dropped.height
+    return image
 
 
 @functools.lru_cache(65536)
