@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..datasets.views import ViewSpec, make_view
 from ..rewards.combine import score_text
 from ..vlm.generate import HFEngine, Sampling
+from ..vlm.images import Picture
 from ..vlm.load import VLM
+from ..vlm.messages import to_json
 from ..vlm.records import Rollout, Sample
 from ..vlm.rollout import Limits, Toolbox, rollout
 from .intervals import accuracy_interval
@@ -36,6 +38,8 @@ class HoldoutEvaluator:
     max_new_tokens: int
     during: int | None = None
     num_cases: int = 24
+    store: Callable[[Picture], str] | None = None
+    """Keeps a picture and returns its name; with it the cases carry what the model was shown."""
 
     def __call__(self, vlm: VLM, step: int, whole: bool) -> dict[str, Any]:
         """``{"step", "whole", "seconds", "views": {name: {"accuracy", "ci95", "n", ...}}}``; unparsed counts as wrong."""
@@ -71,6 +75,7 @@ class HoldoutEvaluator:
                     "texts": [turn.text for turn in one.turns],
                     "parsed": verdict.parsed,
                     "outcome": verdict.outcome,
+                    "messages": to_json(one.view.messages, self.store) if self.store else [],
                 }
                 for sample, one, verdict in list(zip(samples, played, judged, strict=True))[: self.num_cases]
             ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from .eval.holdout import HeldOut, HoldoutEvaluator
 from .eval.intervals import paired_gain_interval
 from .train.config import RunConfig
 from .train.loop import train
+from .train.recorder import IMAGES
 from .train.report import write_report
 from .visual_tools.toolbox import ZoomToolbox
+from .vlm.images import Picture
 
 
-def holdout_evaluator(config: RunConfig) -> HoldoutEvaluator | None:
-    """The evaluator of a recipe's ``eval`` part, or None when it has none."""
+def holdout_evaluator(config: RunConfig, images: Path | None = None) -> HoldoutEvaluator | None:
+    """The evaluator of a recipe's ``eval`` part, or None when it has none. Pictures of its cases are kept in ``images``."""
     part = config.eval
     if part is None:
         return None
@@ -26,7 +29,8 @@ def holdout_evaluator(config: RunConfig) -> HoldoutEvaluator | None:
         name: HeldOut(own.get(name, common), view, ZoomToolbox() if name in part.tools else None, 4 if name in part.tools else 1)
         for name, view in part.views.items()
     }
-    return HoldoutEvaluator(views, part.max_new_tokens, part.during)
+    store = None if images is None else functools.partial(Picture.save_png, folder=images)
+    return HoldoutEvaluator(views, part.max_new_tokens, part.during, store=store)
 
 
 def run_recipe(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
@@ -40,6 +44,6 @@ def run_recipe(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
         }
         return {"gain_ci95": gains, "command": command}
 
-    summary = train(config, folder, holdout_evaluator(config), ZoomToolbox(), finish)
+    summary = train(config, folder, holdout_evaluator(config, folder / IMAGES), ZoomToolbox(), finish)
     write_report(folder)
     return summary
