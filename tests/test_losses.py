@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveate.train.divergence import divergence, top_support
-from foveate.train.losses import GlobalCounts, KDRows, PolicyRows, RowLoss, head_loss, row_weights
+from foveate.train.losses import KDRows, PolicyRows, RowLoss, head_loss
 
 R, V, D = 11, 23, 5
 BANNED = (1, 2)
@@ -166,21 +166,19 @@ def test_a_policy_term_of_ones_own() -> None:
     torch.testing.assert_close(torch.autograd.grad(mine, hidden), torch.autograd.grad(ce, hidden))
 
 
-@pytest.mark.parametrize("mode", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("cut", [[[0], [1], [2], [3]], [[0, 3], [1, 2]], [[2], [0, 1, 3]]])
-def test_micro_batches_add_up_to_the_whole(mode: Any, cut: list[list[int]]) -> None:
+def test_micro_batches_add_up_to_the_whole(cut: list[list[int]]) -> None:
     """Law 6: any split of the sequences gives the loss and gradients of the whole batch."""
     hidden, head, rows = make(5)
     sequence = torch.tensor([0] * 5 + [1] + [2] * 3 + [3] * 2)
-    mask = torch.ones(R)
-    mask[[2, 7]] = 0
-    counts = GlobalCounts(tokens=float(mask.sum()), sequences=4, constant=7.0)
+    weights = torch.rand(R, dtype=F64)
+    weights[[2, 7]] = 0
     old, advantages = rows.policy[0].old_logprobs_R, rows.policy[0].advantages_R
     teacher, teacher_head = rows.kd[0].teacher_hidden_RD, rows.kd[0].teacher_weight_VD
     assert old is not None
 
     def part(which: Tensor) -> Tensor:
-        w = row_weights(mode, sequence[which], mask[which], counts).to(F64)
+        w = weights[which]
         term = PolicyRows(advantages[which], w, old[which], clip_low=0.2, clip_high=0.2)
         kd = KDRows(teacher[which], teacher_head, 0.5 * w)
         return head_loss(hidden[which], head, RowLoss(rows.targets_R[which], w, [term], [kd]), chunk=2)[0]
@@ -192,16 +190,6 @@ def test_micro_batches_add_up_to_the_whole(mode: Any, cut: list[list[int]]) -> N
     for got, true in zip(torch.autograd.grad(sum(parts), (hidden, head)), want, strict=True):  # type: ignore[arg-type]
         torch.testing.assert_close(got, true, rtol=1e-10, atol=1e-13)
 
-
-def test_row_weights_by_hand() -> None:
-    sequence, mask = torch.tensor([0, 0, 0, 1]), torch.tensor([1, 0, 1, 1])
-    counts = GlobalCounts(tokens=6, sequences=4, constant=10)
-    assert row_weights("token", sequence, mask, counts).tolist() == pytest.approx([1 / 6, 0, 1 / 6, 1 / 6])
-    assert row_weights("sequence", sequence, mask, counts).tolist() == pytest.approx([1 / 8, 0, 1 / 8, 1 / 4])
-    assert row_weights("constant", sequence, mask, counts).tolist() == pytest.approx([0.1, 0, 0.1, 0.1])
-    assert row_weights("sequence", sequence[:0], mask[:0], counts).tolist() == []
-    with pytest.raises(ValueError, match="use token, sequence or constant"):
-        row_weights("micro", sequence, mask, counts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("support", ["full", "top"])

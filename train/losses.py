@@ -145,36 +145,6 @@ def policy_ratio(logprobs_R: Tensor, old_logprobs_R: Tensor) -> Tensor:
     return (logprobs_R - old_logprobs_R).clamp(max=20.0).exp()
 
 
-@dataclass(frozen=True)
-class GlobalCounts:
-    """Denominators over the whole step: all its micro-batches, all its ranks."""
-
-    tokens: float
-    sequences: float
-    constant: float = 1.0
-
-
-def row_weights(
-    mode: Literal["token", "sequence", "constant"], sequence_R: Tensor, mask_R: Tensor, global_counts: GlobalCounts
-) -> Tensor:
-    """Weights [R] of the mean over tokens, of the mean over sequences of their token means, or of sum / constant.
-
-    ``sequence_R`` says which sequence a row belongs to (0-based); a sequence must lie in one micro-batch as a whole. ``mask_R``
-    is 1 where a row counts.
-    """
-    mask_R = mask_R.to(torch.float32)
-    if mode == "token":
-        return mask_R / global_counts.tokens
-    if mode == "constant":
-        return mask_R / global_counts.constant
-    if mode != "sequence":
-        raise ValueError(f"aggregation {mode!r} is unknown; use token, sequence or constant")
-    if not len(sequence_R):
-        return mask_R
-    own = torch.zeros(int(sequence_R.max()) + 1, device=mask_R.device).index_add_(0, sequence_R, mask_R)
-    return mask_R / own.clamp(min=1)[sequence_R] / global_counts.sequences
-
-
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, work: _HeadPass) -> Tensor:
