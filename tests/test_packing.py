@@ -202,12 +202,14 @@ def test_a_picture_is_encoded_once_however_often_it_is_shown(family: str) -> Non
     )
     try:
         hidden_rows(vlm, packed)
+        encode(vlm, [packed.items[0], dataclasses.replace(packed.items[0])])
     finally:
         hook.remove()
     shown = [span.item for span in packed.spans if span.offset == 0]
     assert len(shown) == 6
     assert len(packed.items) == 4
-    assert seen == [sum(int(np.prod(item.grid_thw)) for item in packed.items)]
+    patches = [int(np.prod(item.grid_thw)) for item in packed.items]
+    assert seen == [sum(patches), patches[0]]
 
 
 def test_patches_are_projected_as_the_convolution_does() -> None:
