@@ -171,6 +171,7 @@ def load(
     except ValueError as error:
         raise LoadError(f"{folder}: {error}") from error
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    _quiet()
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=_dtype(dtype, target), attn_implementation=_attention(attention), output_loading_info=True
     )
@@ -222,6 +223,7 @@ def save(vlm: VLM, folder: str | os.PathLike[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
+        _quiet()
         vlm.model.save_pretrained(unfinished)
         if vlm.folder is None:
             save_processor(vlm.renderer, unfinished)
@@ -237,3 +239,10 @@ def save(vlm: VLM, folder: str | os.PathLike[str]) -> None:
             os.rename(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _quiet() -> None:
+    """No bar for every load and save: a run that writes a checkpoint every minute has one bar, its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
