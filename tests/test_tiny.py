@@ -7,8 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
 from foveate.datasets.scene_questions import IMAGINE_SYSTEM, TOOLS_SYSTEM, answer_text, imagination, zoom_call
-from foveate.datasets.scenes import WORLDS, scene
+from foveate.datasets.scenes import COLOURS, WORLDS, scene
 from foveate.train.tiny_data import (
     PICTURE,
     Maker,
@@ -23,8 +26,6 @@ from foveate.train.tiny_data import (
 from foveate.train.tiny_eval import box_of, cases, generate, imagining, in_words, reading, zooming
 from foveate.train.tiny_model import Tokens, embed, hidden, loss, patches
 from foveate.vlm.tiny.create import WEIGHTS
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ def tokens(processor):
 
 
 def test_it_is_small_and_stock(model, processor) -> None:
-    assert type(model).__name__ == "Qwen3VLForConditionalGeneration" and type(processor).__name__ == "Qwen3VLProcessor"
+    assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
+    assert type(processor).__name__ == "Qwen3VLProcessor"
     assert (WEIGHTS / "model.safetensors").stat().st_size < 10_000_000
     assert len(processor.tokenizer) <= 1024
     for text in ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<|im_end|>", "<|image_pad|>", ">K"):
@@ -56,7 +58,8 @@ def test_pixels_are_those_of_the_stock_processor(world: str, processor) -> None:
     for part in (pixels, pixels[3:54, 10:70], pixels[40:120, 40:120]):
         stock = processor.image_processor([Image.fromarray(part)], return_tensors="pt")["pixel_values"]
         ours = patches(resized(part)[None])[0]
-        assert ours.shape == stock.shape and (ours - stock).abs().max() <= 2 / 255 + 1e-6  # values run from -1 to 1
+        assert ours.shape == stock.shape
+        assert (ours - stock).abs().max() <= 2 / 255 + 1e-6
 
 
 def test_texts_are_those_of_the_shipped_template(processor) -> None:
@@ -69,7 +72,8 @@ def test_texts_are_those_of_the_shipped_template(processor) -> None:
         assert prompt_text(question, system=system) == stock
     call = zoom_call((0, 100, 200, 300))
     told = [*messages[:1], messages[-1], {"role": "assistant", "content": call}]
-    for reply in ({"role": "tool", "content": [picture]}, {"role": "user", "content": f"<tool_response>{PICTURE}</tool_response>"}):
+    as_user = {"role": "user", "content": f"<tool_response>{PICTURE}</tool_response>"}
+    for reply in ({"role": "tool", "content": [picture]}, as_user):
         stock = processor.apply_chat_template([*told, reply], add_generation_prompt=True, tokenize=False)
         before = processor.apply_chat_template(told[:-1], add_generation_prompt=True, tokenize=False)
         assert stock == before + call + "<|im_end|>" + observation_text()
@@ -81,10 +85,13 @@ def test_taught_replies_mark_the_informative_characters() -> None:
 
     item = scene("place", 4).objects[0]
     assert keys(*answer_reply("top left")) == ["top left"]
-    assert keys(*call_reply((300, 0, 500, 200))) == ["3", "0"] and keys(*call_reply((0, 800, 200, 1000))) == ["0", "8"]
+    assert keys(*call_reply((300, 0, 500, 200))) == ["3", "0"]
+    assert keys(*call_reply((0, 800, 200, 1000))) == ["0", "8"]
     assert keys(*imagine_reply(item)) == [item.name, item.place, item.letter, item.letter]
-    assert imagine_reply(item)[0] == imagination(item) + "<|im_end|>" and answer_reply("K")[0] == answer_text("K") + "<|im_end|>"
-    assert box_of(zoom_call((0, 800, 200, 1000))) == [0, 800, 200, 1000] and box_of(zoom_call((200, 0, 100, 100))) is None
+    assert imagine_reply(item)[0] == imagination(item) + "<|im_end|>"
+    assert answer_reply("K")[0] == answer_text("K") + "<|im_end|>"
+    assert box_of(zoom_call((0, 800, 200, 1000))) == [0, 800, 200, 1000]
+    assert box_of(zoom_call((200, 0, 100, 100))) is None
 
 
 def test_only_taught_tokens_weigh_and_the_observation_does_not(tokens) -> None:
@@ -93,9 +100,12 @@ def test_only_taught_tokens_weigh_and_the_observation_does_not(tokens) -> None:
     text = [tokens.tokenizer.decode([token]) for token in ids]
     heavy = [text[k] for k, weight in enumerate(weights) if weight == 1]
     first_end = ids.index(tokens.stop_id, text.index("<tool_call>"))
-    assert heavy[:2] == [word[0] for word in row.reply.split("[")[1].split(", ")[:2]] and len(heavy) == 3
-    assert heavy[2].startswith(">") and weights[first_end] > 0
-    assert not any(weights[first_end + 1 : text.index("<answer")]) and not any(weights[: text.index("<tool_call>")])
+    assert heavy[:2] == [word[0] for word in row.reply.split("[")[1].split(", ")[:2]]
+    assert len(heavy) == 3
+    assert heavy[2].startswith(">")
+    assert weights[first_end] > 0
+    assert not any(weights[first_end + 1 : text.index("<answer")])
+    assert not any(weights[: text.index("<tool_call>")])
 
 
 def test_patch_classes_follow_the_order_of_patches() -> None:
@@ -106,13 +116,7 @@ def test_patch_classes_follow_the_order_of_patches() -> None:
     for item in made.objects:
         row, column = int(item.y_frac * 8), int(item.x_frac * 8)
         place = int((pixel == row * 8 * 64 + column * 8).nonzero()[0, 0])
-        assert list(WORLDS)[0] == "detail" and classes[place] == list(dict.fromkeys(_colour_names())).index(item.colour)
-
-
-def _colour_names() -> list[str]:
-    from foveate.datasets.scenes import COLOURS
-
-    return list(COLOURS)
+        assert classes[place] == list(COLOURS).index(item.colour)
 
 
 def test_fast_forward_equals_the_stock_forward(model, tokens) -> None:
@@ -146,7 +150,9 @@ def test_a_stock_generate_call_answers_as_our_evaluation_does(model, processor, 
     case = cases("detail", "test", 1, 3)[0]
     crop = Image.fromarray(case.pixels).crop(tuple(round(value) for value in case.item.box_px_xyxy(128)))
     messages = [{"role": "user", "content": [{"type": "image", "image": crop}, {"type": "text", "text": case.question}]}]
-    made = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    made = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
     stock = processor.decode(model.generate(**made, max_new_tokens=8, do_sample=False)[0, made["input_ids"].shape[1] :])
     ours = generate(model, tokens, [(prompt_text(case.question), [resized(np.asarray(crop))])], 8)[0]
     assert stock.removesuffix("<|im_end|>") == ours == answer_text(case.answer)
@@ -159,7 +165,9 @@ def test_skills(model, tokens) -> None:
     assert 0.45 <= reading(model, tokens, detail, "full") <= 0.87
     assert reading(model, tokens, place, "full") <= 0.3
     zoom = zooming(model, tokens, place)
-    assert zoom["format"] == 1 and zoom["two_turn"] >= 0.8 and zoom["grey"] <= 0.3 and zoom["wrong_object"] <= 0.35, zoom
+    assert zoom["format"] == 1
+    assert zoom["two_turn"] >= 0.8
+    assert max(zoom["grey"], zoom["wrong_object"]) <= 0.3
     assert imagining(model, tokens, detail)["format"] >= 0.95
     assert in_words(model, tokens, detail) >= 0.8
 
@@ -172,7 +180,7 @@ def test_training_it_further_lowers_the_loss(model, tokens) -> None:
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.05)
     values = []
     for _ in range(3):
-        value, _, _ = loss(learner, batch, tokens.image_id, None)
+        value, _, _ = loss(learner, batch, tokens.image_id)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -183,4 +191,6 @@ def test_training_it_further_lowers_the_loss(model, tokens) -> None:
 def test_meta_says_how_it_was_made(model) -> None:
     meta = json.loads((WEIGHTS / "meta.json").read_text())
     assert meta["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert meta["num_test"] >= 1024 and meta["skills"]["detail/crop"] >= 0.95 and meta["curve"]
+    assert meta["num_test"] >= 1024
+    assert meta["skills"]["detail/crop"] >= 0.95
+    assert meta["curve"]

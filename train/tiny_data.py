@@ -97,7 +97,9 @@ def cut(pixels: np.ndarray, box_px: Sequence[float]) -> np.ndarray:
     return pixels[y1:y2, x1:x2]
 
 
-def padded_box(item: SceneObject, canvas_px: int, rng: np.random.Generator | None, low: float = 1.3, high: float = 2.8) -> list[float]:
+def padded_box(
+    item: SceneObject, canvas_px: int, rng: np.random.Generator | None, low: float = 1.3, high: float = 2.8
+) -> list[float]:
     """The object's box, 1.5 times as large, or with ``rng`` of a random size and a little off centre."""
     x1, y1, x2, y2 = item.box_px_xyxy(canvas_px)
     side = x2 - x1
@@ -227,7 +229,7 @@ class Maker:
         return rows
 
     def two_turn(self, num_scenes: int, per_scene: int = 2) -> list[Row]:
-        """The whole zoom: call, observation, answer. The crop is the taught window, sometimes one step off but showing the letter."""
+        """The whole zoom: call, observation (the crop of the taught window), answer."""
         rows: list[Row] = []
         for _ in range(num_scenes):
             made, pixels = self.scene("place")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..datasets.scene_questions import IMAGINE_SYSTEM, TOOLS_SYSTEM, questions
 from ..datasets.scenes import Scene, SceneObject, scene, split_seeds
 from .tiny_data import Maker, Row, answer_reply, cut, observation_text, padded_box, prompt_text, resized, window_px
-from .tiny_model import Tokens, embed, hidden, loss
+from .tiny_model import Tokens, embed, hidden
 
 _ANSWER = re.compile(r"<answer>([^<]*)</answer>")
 _CALL = re.compile(r"<tool_call>\n(.*)\n</tool_call>")
@@ -36,8 +36,6 @@ class Case:
     item: SceneObject
     question: str
     answer: str
-    call: str = ""
-    pictures: list[Tensor] = field(default_factory=list)
 
 
 def cases(world: str, split: str, num: int, seed: int, per_scene: int = 2) -> list[Case]:
@@ -62,7 +60,8 @@ def generate(model: Any, tokens: Tokens, prompts: Sequence[tuple[str, Sequence[T
     groups: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(len(tokens.row(row)[0]), []).append(index)
-    banned = [int(tokens.tokenizer.convert_tokens_to_ids(text)) for text in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>")]
+    vision = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+    banned = [int(tokens.tokenizer.convert_tokens_to_ids(text)) for text in vision]
     replies = [""] * len(rows)
     for members in groups.values():
         for start in range(0, len(members), 256):
@@ -117,8 +116,12 @@ def reading(model: Any, tokens: Tokens, made: Sequence[Case], view: str) -> floa
     prompts = []
     for case in made:
         side = len(case.pixels)
-        box = {"full": [0, 0, side, side], "crop": padded_box(case.item, side, None), "window": window_px(case.item, case.scene, side)}
-        prompts.append((prompt_text(case.question), [resized(cut(case.pixels, box[view]))]))
+        boxes: dict[str, list[float]] = {
+            "full": [0, 0, side, side],
+            "crop": padded_box(case.item, side, None),
+            "window": window_px(case.item, case.scene, side),
+        }
+        prompts.append((prompt_text(case.question), [resized(cut(case.pixels, boxes[view]))]))
     return _accuracy(generate(model, tokens, prompts, 8), made)
 
 
@@ -235,5 +238,3 @@ def _window_row(case: Case) -> Row:
 def _second_only(row: Row) -> Row:
     return Row(row.prompt, row.reply, row.key_spans[-1:], row.pictures)
 
-
-__all__ = ["cases", "checks", "generate", "key_accuracy", "loss", "skills"]

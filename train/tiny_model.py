@@ -55,17 +55,18 @@ def encode(model: Any, pictures_BCHW: Tensor) -> Tensor:
     for block in visual.blocks:
         attention = block.attn
         query, key, value = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
-        query, key = apply_rotary_pos_emb_vision(query.flatten(0, 1), key.flatten(0, 1), cos.repeat(batch, 1), sin.repeat(batch, 1))
-        query, key = (part.unflatten(0, (batch, -1)).transpose(1, 2) for part in (query, key))
+        turned = apply_rotary_pos_emb_vision(query.flatten(0, 1), key.flatten(0, 1), cos.repeat(batch, 1), sin.repeat(batch, 1))
+        query, key = (part.unflatten(0, (batch, -1)).transpose(1, 2) for part in turned)
         mixed = F.scaled_dot_product_attention(query, key, value.transpose(1, 2))
         hidden = hidden + attention.proj(mixed.transpose(1, 2).flatten(2))
         hidden = hidden + block.mlp(block.norm2(hidden))
-    return visual.merger(hidden.flatten(0, 1)).unflatten(0, (batch, -1))
+    merged: Tensor = visual.merger(hidden.flatten(0, 1)).unflatten(0, (batch, -1))
+    return merged
 
 
 @dataclass
 class Rows:
-    """Tokenized rows, right padded: ids ``[B, T]``, M-RoPE positions ``[3, B, T]``, loss weights ``[B, T]`` of each token as a target."""
+    """Tokenized rows, right padded. ``weights_BT`` is the loss weight of each token as a target."""
 
     ids_BT: Tensor
     positions_3BT: Tensor
@@ -90,7 +91,9 @@ def positions(ids_T: np.ndarray, grids: Sequence[tuple[int, int]], image_id: int
         if ids_T[place] == image_id:
             rows, columns = remaining.pop(0)
             run = slice(place, place + rows * columns)
-            out[0, run], out[1, run], out[2, run] = start, start + np.repeat(np.arange(rows), columns), start + np.tile(np.arange(columns), rows)
+            out[0, run] = start
+            out[1, run] = start + np.repeat(np.arange(rows), columns)
+            out[2, run] = start + np.tile(np.arange(columns), rows)
             place, start = run.stop, start + max(rows, columns)
         else:
             out[:, place], place, start = start, place + 1, start + 1
@@ -223,7 +226,8 @@ def hidden(model: Any, embeds: Tensor, positions_3BT: Tensor, cache: Any = None,
     )
     if watch is not None:
         watch.remove()
-    return out.last_hidden_state
+    states: Tensor = out.last_hidden_state
+    return states
 
 
 def loss(

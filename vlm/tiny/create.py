@@ -6,12 +6,14 @@ Every class is the stock one of `transformers`, only small: `AutoModelForImageTe
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import Qwen2TokenizerFast, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped model, in Hugging Face format."""
@@ -59,10 +61,10 @@ CHAT_TEMPLATE = """\
 """
 
 
-def make_tokenizer(corpus: Iterable[str], max_merges: int) -> Qwen2TokenizerFast:
+def make_tokenizer(corpus: Iterable[str], max_merges: int) -> Qwen2Tokenizer:
     """A byte-level BPE with Qwen's pre-tokenizer, trained on ``corpus``; control tokens come last, as in Qwen3's."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2Tokenizer
 
     pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     bpe = Tokenizer(models.BPE())
@@ -73,10 +75,8 @@ def make_tokenizer(corpus: Iterable[str], max_merges: int) -> Qwen2TokenizerFast
         vocab_size=256 + max_merges, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=2
     )
     bpe.train_from_iterator(corpus, trainer)
-    import json
-
     state = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2TokenizerFast(
+    tokenizer = Qwen2Tokenizer(
         vocab=state["vocab"], merges=[tuple(pair) for pair in state["merges"]], unk_token=None, eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
     )  # fmt: skip
@@ -87,18 +87,19 @@ def make_tokenizer(corpus: Iterable[str], max_merges: int) -> Qwen2TokenizerFast
     return tokenizer
 
 
-def make_processor(tokenizer: Qwen2TokenizerFast) -> Qwen3VLProcessor:
+def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen3VLProcessor:
     """The stock processor with this model's patch size and pixel budget."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     half = [0.5, 0.5, 0.5]
-    shared = {"patch_size": PATCH_PX, "merge_size": MERGE, "temporal_patch_size": 2, "image_mean": half, "image_std": half}
+    shared: dict[str, Any] = {"patch_size": PATCH_PX, "merge_size": MERGE, "temporal_patch_size": 2}
+    shared |= {"image_mean": half, "image_std": half}
     image = Qwen2VLImageProcessor(size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}, **shared)
     video = Qwen3VLVideoProcessor(size={"shortest_edge": MIN_PIXELS, "longest_edge": 8 * MAX_PIXELS}, **shared)
     return Qwen3VLProcessor(image_processor=image, tokenizer=tokenizer, video_processor=video, chat_template=CHAT_TEMPLATE)
 
 
-def make_model(tokenizer: Qwen2TokenizerFast, *, seed: int, width: int = 128, layers: int = 3) -> Qwen3VLForConditionalGeneration:
+def make_model(tokenizer: Qwen2Tokenizer, *, seed: int, width: int = 128, layers: int = 3) -> Qwen3VLForConditionalGeneration:
     """The untrained model in fp32. About 1 M parameters with the default sizes; the vocabulary is padded to a multiple of 64."""
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -111,7 +112,9 @@ def make_model(tokenizer: Qwen2TokenizerFast, *, seed: int, width: int = 128, la
             "vocab_size": -(-len(tokenizer) // 64) * 64, "hidden_size": width, "intermediate_size": 2 * width,
             "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32,
             "max_position_embeddings": 4096, "tie_word_embeddings": True, "initializer_range": 0.05,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True
+            },
             "bos_token_id": token("<|endoftext|>"), "eos_token_id": token("<|im_end|>"), "pad_token_id": token("<|endoftext|>"),
         },
         vision_config={
@@ -134,11 +137,7 @@ def make_model(tokenizer: Qwen2TokenizerFast, *, seed: int, width: int = 128, la
 
 def save(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, folder: Path) -> None:
     """Write the model in fp16 with everything that the ``Auto`` classes need."""
-    import copy
-
-    import torch
-
     folder.mkdir(parents=True, exist_ok=True)
-    half = copy.deepcopy(model).to(torch.float16)
+    half = copy.deepcopy(model).half()
     half.save_pretrained(folder)
     processor.save_pretrained(folder)
