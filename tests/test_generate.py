@@ -69,6 +69,19 @@ def test_law_7_rollout_logprobs_equal_trainer_logprobs(family: str, temperature:
 
 
 @pytest.mark.parametrize("family", ALL)
+def test_law_7_in_bfloat16_arithmetic(family: str) -> None:
+    vlm = tiny_random(family, seed=1, initializer_range=0.05)
+    contexts = contexts_of(vlm)
+    sampling = Sampling(max_new_tokens=16)
+    done = HFEngine(vlm, autocast=torch.bfloat16).generate(contexts, [[1, 2], [4], [5]], sampling)
+    sampled = torch.tensor([value for own in done for one in own for value in one.logprobs])
+    with torch.autocast("cpu", torch.bfloat16):
+        scored = trainer_logprobs(vlm, contexts, done)
+    assert (sampled - scored).abs().mean() < 0.02
+    assert (sampled - trainer_logprobs(vlm, contexts, done)).abs().max() > 1e-4  # it was bfloat16 indeed
+
+
+@pytest.mark.parametrize("family", ALL)
 def test_greedy_tokens_equal_those_of_generate(family: str) -> None:
     vlm = tiny(family)
     contexts = contexts_of(vlm)

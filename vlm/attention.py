@@ -75,6 +75,8 @@ def foveate_attention(
         raise NotImplementedError(
             "packed rows with sliding-window layers: load the model with attention='sdpa' and use_sliding_window=False"
         )
+    # under autocast the rotary embedding leaves queries and keys in fp32 and values in the type that was asked for
+    query, key = query.to(value.dtype), key.to(value.dtype)
     layer = module.layer_idx
     assert isinstance(layer, int)
     if isinstance(prefix_layout, Decode):
