@@ -183,7 +183,7 @@ def test_a_region_is_never_empty_nor_outside(box: list[float]) -> None:
 
 
 def test_parsing_takes_linear_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for text in ("<tool_call>" * 200_000, "<tool_call>{" + "</tool_call" * 200_000, "<" * 2_000_000):
         hermes.find_call(text)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
