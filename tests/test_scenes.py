@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 
 from foveate.datasets.scene_questions import KINDS, imagination, questions, zoom_call
 from foveate.datasets.scenes import COLOURS, LETTERS, SPLITS, WORLDS, iter_samples, samples, scene, scene_of, split_seeds
-import itertools
 
 
 @pytest.mark.parametrize("world", list(WORLDS))
@@ -171,4 +171,5 @@ def test_samples_on_demand_are_those_of_the_list() -> None:
         assert list(lazy) == samples("detail", "dev", 11, seed=3, kinds=kinds, questions_per_scene=per_scene)
         assert lazy[-1] == lazy[10]
         assert lazy[2:4] == [lazy[2], lazy[3]]
-    assert not isinstance(scene_samples("detail", "dev", 4, kinds=("hop",)), SceneSamples), "how many a scene allows is not known beforehand"
+    # how many questions of this kind a scene allows is not known beforehand
+    assert not isinstance(scene_samples("detail", "dev", 4, kinds=("hop",)), SceneSamples)

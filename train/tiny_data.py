@@ -83,7 +83,7 @@ def resized(pixels: np.ndarray) -> torch.Tensor:
     """``[H, W, 3]`` uint8 to the size that the model sees, ``[3, H', W']`` uint8, as the stock image processor does it."""
     height, width = pixels.shape[:2]
     new_width, new_height = _BUDGET.resized(width, height, PATCH_PX * MERGE)
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    planes = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)
     if (new_height, new_width) == (height, width):
         return planes.contiguous()
     return torch.nn.functional.interpolate(planes[None], (new_height, new_width), mode="bicubic", antialias=True)[0].contiguous()

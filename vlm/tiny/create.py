@@ -76,10 +76,8 @@ def make_tokenizer(corpus: Iterable[str], max_merges: int) -> Qwen2Tokenizer:
     )
     bpe.train_from_iterator(corpus, trainer)
     state = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=state["vocab"], merges=[tuple(pair) for pair in state["merges"]], unk_token=None, eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-    )  # fmt: skip
+    pieces: dict[str, Any] = {"vocab": state["vocab"], "merges": [tuple(pair) for pair in state["merges"]], "unk_token": None}
+    tokenizer = Qwen2Tokenizer(**pieces, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in CONTROL_TOKENS])
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in MARKUP_TOKENS])
     tokenizer.model_max_length = 4096
@@ -104,8 +102,10 @@ def make_model(tokenizer: Qwen2Tokenizer, *, seed: int, width: int = 128, layers
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+    ids = tokenizer.get_vocab()
+
     def token(text: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(text))
+        return ids[text]
 
     config = Qwen3VLConfig(
         text_config={
