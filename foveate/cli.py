@@ -171,11 +171,11 @@ def tiny_build(
     ),
     seed: Annotated[int, typer.Option(help="Of weights, scenes and order.")] = 0,
 ) -> None:
-    """Train the embedded model again from nothing (docs/results.md says how long it takes)."""
+    """Train the embedded model again from nothing (docs/tiny.md says how long it takes)."""
     from .train.recorder import write_atomically
     from .train.tiny_build import build
 
-    meta = build(target, seed=seed)
+    meta = build(target, seed=seed, echo=out.print)
     write_atomically(target / "meta.json", json.dumps(meta, indent=1) + "\n")
     for name, value in meta["skills"].items():
         out.print(f"{name:<28} {value:.3f}" if isinstance(value, float) else f"{name:<28} {value}")
