@@ -23,7 +23,7 @@ class _DeclareOperators(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname == "torchvision" and not _kept_libraries:
             _declare_operators()
-        return None  # noqa: RET501 - "not found here", the way importlib wants it said
+        return None  # "not found here", the way importlib wants it said
 
 
 def _declare_operators() -> None:
