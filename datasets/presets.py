@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from ..visual_tools.dialects import hermes
 from .crops import CropSpec
 from .views import RED_BOX_HINT, ViewSpec
 
@@ -41,41 +41,10 @@ The right answer is given at the end. Use it to know what there is to see, and n
 
 # --- thinking with images: the zoom tool in the Hermes form, 0-1000 coordinates (Qwen3-VL) ------------------------------------
 
-_ZOOM_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "image_zoom_in_tool",
-        "description": "Cut a region out of a picture and show it enlarged.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "bbox_2d": {
-                    "type": "array",
-                    "items": {"type": "number"},
-                    "minItems": 4,
-                    "maxItems": 4,
-                    "description": "[x1, y1, x2, y2] of the region; 0 is the picture's left or top, 1000 its right or bottom.",
-                },
-                "label": {"type": "string", "description": "What is in the region."},
-                "img_idx": {"type": "integer", "description": "Which picture, counted from 0. Default 0."},
-            },
-            "required": ["bbox_2d"],
-        },
-    },
-}
-TOOLS_SYSTEM = f"""You may look closer at a picture with a tool before you answer.
+TOOLS_SYSTEM = f"""{hermes.system_prompt(hermes.ZOOM_SCHEMA)}
 
-# Tools
-<tools>
-{json.dumps(_ZOOM_TOOL)}
-</tools>
-
-To call it, reply with the name and the arguments as JSON, and wait for the picture:
-<tool_call>
-{{"name": "image_zoom_in_tool", "arguments": {{"bbox_2d": [x1, y1, x2, y2]}}}}
-</tool_call>
-
-When you have seen enough, end with the final answer in <answer> and </answer>, once."""
+Coordinates run from 0 (left, top) to 1000 (right, bottom). When you have seen enough, end with the final answer in <answer> and </answer>, \
+once."""
 
 # --- prompts of the embedded tiny model: it knows these words and no others ---------------------------------------------------
 
