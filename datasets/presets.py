@@ -43,8 +43,8 @@ The right answer is given at the end. Use it to know what there is to see, and n
 
 TOOLS_SYSTEM = f"""{hermes.system_prompt(hermes.ZOOM_SCHEMA)}
 
-Coordinates run from 0 (left, top) to 1000 (right, bottom). When you have seen enough, end with the final answer in <answer> and </answer>, \
-once."""
+Coordinates run from 0 (left, top) to 1000 (right, bottom). When you have seen enough, end with the final answer in <answer> and \
+</answer>, once."""
 
 # --- prompts of the embedded tiny model: it knows these words and no others ---------------------------------------------------
 
