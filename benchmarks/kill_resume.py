@@ -20,7 +20,7 @@ from pathlib import Path
 OVERRIDES = (
     "prompts=6",
     "threads=1",
-    "checkpoint.every=4",
+    "checkpoint.every=2",
     "log_rollouts_every=5",
     "eval.every=10",
     "eval.data.n=24",
@@ -42,27 +42,44 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
+def steps_logged(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("loss/total") if path.exists() else 0
+
+
+def kill_somewhere(process: subprocess.Popen[bytes], folder: Path, rng: random.Random) -> bool:
+    """Kill the run while it starts (one time in four) or a few steps and a moment later; False when it ended before."""
+    begin, first = time.monotonic(), steps_logged(folder)
+    startup_s = rng.uniform(0.2, 8.0) if rng.random() < 0.25 else None
+    steps, moment_s = rng.randint(1, 3), rng.uniform(0.0, 0.4)
+    while process.poll() is None:
+        if startup_s is not None and time.monotonic() - begin > startup_s:
+            break
+        if startup_s is None and steps_logged(folder) >= first + steps:
+            time.sleep(moment_s)
+            break
+        time.sleep(0.01)
+    if process.poll() is not None:
+        return False
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return True
+
+
 def run_with_kills(folder: Path, steps: int, recipe: str, kills: int, seed: int) -> tuple[int, int]:
-    """Start, kill after a random while, start again ... and let the last start finish. Returns (kills that hit, starts)."""
+    """Start, kill, start again ... and let the last start finish. Returns (kills, starts)."""
     rng = random.Random(seed)
-    hits = starts = 0
+    done = starts = 0
     while True:
         starts += 1
         process = subprocess.Popen(command(folder, steps, recipe), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        if hits < kills:
-            # Half of the kills are aimed at the run itself, half also hit start-up, where a run is just as mortal.
-            begin, wait_s = time.monotonic(), rng.uniform(1.0, 14.0)
-            while process.poll() is None and time.monotonic() - begin < wait_s:
-                time.sleep(0.05)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                hits += 1
-                continue
+        if done < kills and kill_somewhere(process, folder, rng):
+            done += 1
+            continue
         errors = process.communicate()[1].decode()
         if process.returncode:
             raise SystemExit(f"the resumed run failed:\n{errors}")
-        return hits, starts
+        return done, starts
 
 
 def main() -> None:
