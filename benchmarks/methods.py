@@ -25,6 +25,7 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "opsd": ("tiny/opsd", ()),
     "sft": ("tiny/sft", ()),
     "grpo": ("tiny/grpo", ()),
+    "grpo_muon": ("tiny/grpo", ("optimizer.name=muon", "optimizer.lr=4e-4")),
     "imagine_opd": ("tiny/imagine_opd", ()),
     "imagine_control_answer_only": ("tiny/imagine_opd", ("signals.0.teacher=tiny.imagine_teacher_answer_only",)),
     "imagine_control_same_view": ("tiny/imagine_opd", ("signals.0.teacher=tiny.imagine",)),
