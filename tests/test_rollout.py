@@ -138,18 +138,19 @@ def test_an_action_cut_at_its_limit_calls_no_tool() -> None:
     assert group.rollouts[0].turns[0].stop is StopReason.TURN_TOKENS
 
 
-def test_a_tool_that_raises_is_reported_to_the_model() -> None:
+@pytest.mark.parametrize("fault", [ZeroDivisionError, KeyError, OSError, TypeError, RuntimeError, AttributeError])
+def test_a_tool_that_raises_is_reported_to_the_model(fault: type[Exception]) -> None:
     class Broken:
         def act(self, text: str, pictures: Sequence[Picture], seen_px: Sequence[tuple[int, int]]) -> Message | None:
             if "again" in text:
                 return None
-            raise ZeroDivisionError("by zero")
+            raise fault("by zero")
 
     (one,), engine = play([["try", "again"]], toolbox=Broken())
     assert one.stop is StopReason.ANSWERED
     assert one.turns[0].observation is not None
-    assert "ZeroDivisionError: by zero" in one.turns[0].observation.text
-    assert "ZeroDivisionError" in tiny().tokenizer.decode(engine.contexts[1][0].ids_T.tolist())
+    assert f"{fault.__name__}: " in one.turns[0].observation.text
+    assert fault.__name__ in tiny().tokenizer.decode(engine.contexts[1][0].ids_T.tolist())
 
 
 def test_a_wrong_call_is_answered_and_the_model_may_try_again() -> None:
