@@ -106,8 +106,10 @@ def encode(vlm: VLM, items: Sequence[VisualItem]) -> Features:
             )
         places[item.key] = range(at, at + len(rows))
         at += len(rows)
-    levels = out.get("deepstack_features") or ()
-    return Features(torch.cat(tuple(out.pooler_output)), tuple(torch.cat(tuple(level)) for level in levels), places)
+    # transformers 5.17 gives a deepstack level as one tensor, 5.23 picture by picture
+    given = out.get("deepstack_features") or ()
+    levels = tuple(level if isinstance(level, Tensor) else torch.cat(tuple(level)) for level in given)
+    return Features(torch.cat(tuple(out.pooler_output)), levels, places)
 
 
 def hidden_rows(vlm: VLM, packed: Packed, keep_R: Tensor | None = None, features: Features | None = None) -> Tensor:
