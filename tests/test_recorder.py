@@ -216,3 +216,9 @@ def test_progress_says_how_long_it_still_takes(monkeypatch: pytest.MonkeyPatch) 
     assert "going on after step 10 of 40" in text.getvalue()
     assert "step 13 of 40  loss 0.25  20.00 s/step  9 min 00 s left" in text.getvalue()  # 27 steps of 20 s
     assert [duration(seconds) for seconds in (59.4, 60, 7500)] == ["59 s", "1 min 00 s", "2 h 05 min"]
+
+
+def test_the_difference_to_another_recipe_names_the_place_in_a_list(tmp_path: Path) -> None:
+    Recorder(tmp_path, "anchors:\n- {name: crop, pool: 8}\n", loggers=())
+    with pytest.raises(RunFolderError, match=r"anchors\.0\.pool: 8 there, 512 now"):
+        Recorder(tmp_path, "anchors:\n- {name: crop, pool: 512}\n", loggers=())

@@ -35,15 +35,6 @@ def of_groups(groups: Sequence[Group]) -> dict[str, float]:
     return values
 
 
-def of_evaluation(result: Mapping[str, Any]) -> dict[str, float]:
-    """An evaluation as flat metrics: ``eval/full/accuracy`` and so on."""
-    return {
-        f"eval/{view}/{name}": float(found[name])
-        for view, found in result["views"].items()
-        for name in ("accuracy", "unparsed_frac", "truncated_frac", "tokens_mean", "turns_mean")
-    }
-
-
 def summary(config: RunConfig, progress: Progress, after: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """What `summary.json` says: accuracy before and after by view, cost, and how to run it again."""
     result: dict[str, Any] = {"name": config.name, "model": config.model.name, "seed": config.seed, "steps": progress.step}

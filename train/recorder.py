@@ -227,6 +227,8 @@ def check_same_recipe(folder: Path, config_yaml: str) -> None:
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(node, dict):
         return {key: value for name, child in node.items() for key, value in _leaves(child, f"{prefix}{name}.").items()}
+    if isinstance(node, list):
+        return _leaves({str(place): child for place, child in enumerate(node)}, prefix)
     return {prefix.removesuffix("."): node}
 
 

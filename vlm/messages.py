@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -115,25 +115,3 @@ def to_json(
         return {"type": "video", "frames": [store(frame) for frame in part.frames], "times_s": list(part.times_s)}
 
     return [{"role": message.role, "content": [part_json(part) for part in message.parts]} for message in messages]
-
-
-def from_json(data: Sequence[Mapping[str, Any]], load: Callable[[str], Picture]) -> tuple[Message, ...]:
-    """Inverse of `to_json`; ``load`` opens a picture by its stored name. A string as ``content`` is text."""
-
-    def part(entry: Mapping[str, Any]) -> Part:
-        kind = entry.get("type")
-        if kind == "text":
-            return str(entry["text"])
-        if kind == "image":
-            return load(entry["image"])
-        if kind == "video":
-            return Clip(tuple(load(name) for name in entry["frames"]), tuple(entry["times_s"]))
-        raise ValueError(f"unknown message part {kind!r}; expected text, image or video")
-
-    return tuple(
-        Message(
-            entry["role"],
-            (entry["content"],) if isinstance(entry["content"], str) else tuple(part(piece) for piece in entry["content"]),
-        )
-        for entry in data
-    )

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from ...datasets.views import make_view
 from ...vlm.records import Group, Signal
 from ..batch import Stream
 from ..config import DistillSignal
+from ..divergence import sampled_token_advantage
 from .base import Context, constant_NK
 
 
@@ -55,7 +58,7 @@ class Distill:
         signals = []
         for (rollout, view), teacher_NK in zip(pairs, context.score_teacher(pairs), strict=True):
             advantages = tuple(
-                tuple(teacher - student for teacher, student in zip(row, turn.action_logprobs_K, strict=True))
+                tuple(sampled_token_advantage(torch.tensor(turn.action_logprobs_K), torch.tensor(row)).tolist())
                 for row, turn in zip(teacher_NK, rollout.turns, strict=True)
             )
             signals.append(
