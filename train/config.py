@@ -13,7 +13,8 @@ import pydantic
 from ..datasets.crops import Part
 from ..datasets.spec import DataSpec
 from ..datasets.views import ViewSpec, resolve_view
-from ..rewards.combine import RewardSpec
+from .signals.distill_settings import DistillSignal
+from .signals.settings import GrpoSignal, SftSignal
 
 
 class ModelPart(Part):
@@ -45,62 +46,6 @@ class SamplingPart(Part):
     """Limit of one turn."""
     max_turns: int = pydantic.Field(1, ge=1)
     """1: no tools."""
-
-
-class Weighted(Part):
-    """What every signal has in common."""
-
-    weight: float = pydantic.Field(1.0, ge=0)
-    reduction: Literal["token", "sequence"] = "token"
-    """token: mean over all action tokens of the step; sequence: mean over rollouts of each rollout's mean."""
-
-
-class SftSignal(Weighted):
-    """Supervised fine-tuning: minus the log-prob of a target text under the student's view; nothing is sampled."""
-
-    kind: Literal["sft"]
-    target: str = "<answer>{answer}</answer>"
-    """The text to learn; {answer} and {rationale} are filled in from the sample."""
-
-
-class DistillSignal(Weighted):
-    """On-policy self-distillation: the teacher re-scores the student's own tokens under a privileged view."""
-
-    kind: Literal["distill"]
-    teacher: ViewSpec
-    """What the teacher is shown (a preset's name or a view)."""
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "jsd"
-    beta: float = pydantic.Field(0.5, gt=0, lt=1)
-    """Weight of the teacher in the mixture of jsd."""
-    support: Literal["full", "top", "sampled"] = "full"
-    """full vocabulary; top: the student's top_c candidates and one bucket for the rest; sampled: the sampled token alone."""
-    top_c: int = pydantic.Field(100, ge=1)
-    temperature: float = pydantic.Field(1.0, gt=0)
-    """Divides the logits of both before they are compared."""
-
-    @pydantic.field_validator("teacher", mode="before")
-    @classmethod
-    def _teacher(cls, value: Any) -> Any:
-        return resolve_view(value)
-
-    @pydantic.model_validator(mode="after")
-    def _sampled_is_reverse(self) -> DistillSignal:
-        if self.support == "sampled" and self.divergence != "reverse_kl":
-            raise ValueError(
-                "support: sampled estimates the reverse KL and nothing else; set divergence: reverse_kl, or support: full or top"
-            )
-        return self
-
-
-class GrpoSignal(Weighted):
-    """Group-relative policy gradient in its plain form (DeepSeekMath, 2402.03300, section 4.1)."""
-
-    kind: Literal["grpo"]
-    reward: RewardSpec = RewardSpec()
-    scale: Literal["std", "none"] = "std"
-    """Divide the group's centred rewards by their standard deviation, or not (Dr. GRPO, 2503.20783)."""
-    clip_low: float = pydantic.Field(0.2, ge=0)
-    clip_high: float = pydantic.Field(0.2, ge=0)
 
 
 AnySignal = Annotated[SftSignal | DistillSignal | GrpoSignal, pydantic.Field(discriminator="kind")]

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from .images import Picture
 
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+class VideoSource(Protocol):
+    """A whole video, behind the few frames of it that a clip shows. Hashable and immutable."""
+
+    @property
+    def duration_s(self) -> float:
+        """Second of the last frame."""
+        ...
+
+    def frames_at(self, times_s: Sequence[float]) -> Clip:
+        """The frames nearest to these seconds, at full resolution, with their own times. Raises `ValueError` when unreadable."""
+        ...
+
+
 @dataclass(frozen=True)
 class Clip:
-    """A video as the frames that were kept, with the second at which each was taken."""
+    """A video as the frames that were kept, with the second at which each was taken.
+
+    ``source`` is where more frames can be had from (tools that select frames); None: these frames are all there is.
+    """
 
     frames: tuple[Picture, ...]
     times_s: tuple[float, ...]
+    source: VideoSource | None = None
 
     def __post_init__(self) -> None:
         if not self.frames or len(self.frames) != len(self.times_s):
@@ -73,6 +90,11 @@ class Message:
 def pictures_of(messages: Iterable[Message]) -> tuple[Picture, ...]:
     """All pictures of a chat in reading order."""
     return tuple(picture for message in messages for picture in message.pictures)
+
+
+def visuals_of(messages: Iterable[Message]) -> tuple[Picture | Clip, ...]:
+    """All pictures and clips of a chat in reading order; a clip counts once."""
+    return tuple(part for message in messages for part in message.parts if not isinstance(part, str))
 
 
 def fill_placeholders(text: str, pictures: Sequence[Picture], where: str, placeholder: str = "<image>") -> tuple[Part, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .images import Picture
-from .messages import Clip, Message, pictures_of
+from .messages import Clip, Message, pictures_of, visuals_of
 
 Box = tuple[float, float, float, float]
 """``(x1, y1, x2, y2)``; the unit is in the name of whatever holds it (``_px``, ``_k1000``, ``_frac``)."""
@@ -25,7 +25,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Privileged:
-    """What only a teacher may see. Read by `datasets.views` and nobody else.
+    """What only a teacher may see. Read by `datasets.views`, which shows it, and by reward terms, which score against it.
 
     ``boxes_px_xyxy`` are evidence boxes in pixels of ``images[box_image]`` at full resolution; ``crops`` are evidence pictures
     that came with the data (``teacher_images``, ``bbox_images``); ``prompt`` is a teacher prompt that came with the data.
@@ -75,6 +75,10 @@ class View:
     def pictures(self) -> tuple[Picture, ...]:
         return pictures_of(self.messages)
 
+    @property
+    def visuals(self) -> tuple[Picture | Clip, ...]:
+        return visuals_of(self.messages)
+
 
 class StopReason(enum.Enum):
     """How a rollout (or the generation of one turn) ended."""
@@ -93,13 +97,62 @@ class StopReason(enum.Enum):
     """A further picture would exceed the limit on pictures."""
     SECONDS = "seconds"
     """The time limit was reached."""
+    PIXELS = "pixels"
+    """A further picture would exceed the limit on pixels."""
     REPEATED_CALL = "repeated_call"
     """The same call was made too often."""
+    ERRORS = "errors"
+    """Too many turns made no valid call."""
 
     @property
     def truncated(self) -> bool:
         """True when a limit ended the text before the model did."""
         return self in (StopReason.TURN_TOKENS, StopReason.TOTAL_TOKENS, StopReason.SECONDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """One call as it was understood and carried out, kept with the turn that made it.
+
+    ``arguments`` is JSON text in the tool's own names, ``coords`` the convention in which coordinates were read, ``image`` the
+    index of the source among all that the model had seen (prompt first), ``box_px_xyxy`` the region really used, in pixels of
+    that source at full resolution, ``times_s`` the frames that were fetched. ``error`` says why nothing was done; None: it was.
+    """
+
+    name: str
+    arguments: str = "{}"
+    coords: str = ""
+    image: int | None = None
+    box_px_xyxy: Box | None = None
+    times_s: tuple[float, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a rollout has shown its model before a turn; this is all that a tool knows of the rollout.
+
+    ``visuals`` are the pictures and clips in reading order, prompt first (``num_prompt`` of them), then observations;
+    ``seen_px[i]`` is the width and height at which the model saw ``visuals[i]``. ``turn`` counts from 0.
+    """
+
+    visuals: tuple[Picture | Clip, ...]
+    seen_px: tuple[tuple[int, int], ...]
+    num_prompt: int
+    turn: int = 0
+    calls: tuple[ToolCall, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.visuals) != len(self.seen_px):
+            raise ValueError(f"shown: {len(self.visuals)} pictures and clips but {len(self.seen_px)} sizes")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the world says to an action that called tools: the next turn's message, and a record of every call."""
+
+    message: Message
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +173,7 @@ class Turn:
     stop: StopReason
     observation: Message | None = None
     policy_version: int = 0
+    calls: tuple[ToolCall, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.action_ids_K) != len(self.action_logprobs_K):
@@ -160,6 +214,11 @@ class Rollout:
     @property
     def num_actions(self) -> int:
         return sum(len(turn.action_ids_K) for turn in self.turns)
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls of all turns, in order."""
+        return tuple(call for turn in self.turns for call in turn.calls)
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

@@ -13,9 +13,9 @@ import torch
 from ...datasets.views import make_view
 from ...vlm.records import Group, Signal
 from ..batch import Stream
-from ..config import DistillSignal
 from ..divergence import sampled_token_advantage
 from .base import Context, constant_NK
+from .distill_settings import DistillSignal
 
 
 class Distill:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from ...vlm.records import Group, Signal
 from ..batch import Stream
-from ..config import GrpoSignal
 from .base import Context, constant_NK
+from .settings import GrpoSignal
 
 _STD_FLOOR = 1e-4
 

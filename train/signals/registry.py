@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ..config import DistillSignal, GrpoSignal, SftSignal
 from .base import SignalBuilder
 from .distill import Distill
+from .distill_settings import DistillSignal
 from .grpo import Grpo
+from .settings import GrpoSignal, SftSignal
 from .sft import Sft
 
 

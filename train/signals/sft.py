@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ...vlm.records import Group, Signal
 from ..batch import Stream
-from ..config import SftSignal
 from .base import Context, constant_NK
+from .settings import SftSignal
 
 
 class Sft:
