@@ -113,7 +113,7 @@ def test_decoding_equals_attention_over_the_whole_row(num: int, masked: bool) ->
     state = Decode([prompt_k], [prompt_v], [own[0]], [own[1]], num, mask if masked else None)
     keys, values, query = (torch.randn(contexts * num, n, steps, width) for n in (kv_heads, kv_heads, heads))
     for step in range(steps):
-        state.step = step
+        state.column = step
         one = slice(step, step + 1)
         out = _decode(query[:, :, one], keys[:, :, one], values[:, :, one], 0.3, state, 0)
         for row in range(contexts * num):
@@ -122,6 +122,30 @@ def test_decoding_equals_attention_over_the_whole_row(num: int, masked: bool) ->
             v = torch.cat([prompt_v[c, :, : lengths[c]], values[row, :, : step + 1]], 1).repeat_interleave(2, 0)
             want = F.scaled_dot_product_attention(query[row, :, one], k, v, scale=0.3)
             torch.testing.assert_close(out[row, 0], want[:, 0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_several_new_tokens_behind_a_gap_equal_attention_over_the_whole_row(num: int) -> None:
+    """What a continued rollout does: a ragged history, then new tokens, with columns that hold nothing of some rows."""
+    torch.manual_seed(1)
+    contexts, heads, kv_heads, width, count = 2, 4, 2, 8, 3
+    rows = contexts * num
+    prompt_k, prompt_v = torch.randn(2, contexts, kv_heads, 5, width)
+    history = [1 + row % 4 for row in range(rows)]
+    own_k, own_v = torch.randn(2, rows, kv_heads, 4 + count, width)
+    mask = torch.arange(4 + count) < torch.tensor(history)[:, None]
+    mask[:, 4:] = True
+    state = Decode([prompt_k], [prompt_v], [own_k.clone()], [own_v.clone()], num, None, mask, column=4)
+    keys, values, query = (torch.randn(rows, n, count, width) for n in (kv_heads, kv_heads, heads))
+    out = _decode(query, keys, values, 0.3, state, 0)
+    for row in range(rows):
+        for q in range(count):
+            k, v = (
+                torch.cat([prompt[row // num], own[row, :, : history[row]], new[row, :, : q + 1]], 1).repeat_interleave(2, 0)
+                for prompt, own, new in ((prompt_k, own_k, keys), (prompt_v, own_v, values))
+            )
+            want = F.scaled_dot_product_attention(query[row, :, q : q + 1], k, v, scale=0.3)
+            torch.testing.assert_close(out[row, q], want[:, 0], atol=1e-5, rtol=0)
 
 
 def words(*ids: int) -> Segment:

@@ -43,10 +43,11 @@ class Prefill:
 
 @dataclass
 class Decode:
-    """One token for each of ``C * N`` rows; row ``c * N + i`` continues context c.
+    """New tokens, the same number Q for each of ``C * N`` rows; row ``c * N + i`` continues context c.
 
-    ``prompt_keys[layer]`` is ``[C, J, P, D]``, shared by the N rollouts; ``own_keys[layer]`` is ``[C * N, J, steps, D]``, written
-    in place at ``step``. ``prompt_mask_CP`` is False at the padding of shorter contexts, or None when all are of one length.
+    ``prompt_keys[layer]`` is ``[C, J, P, D]``, shared by the N rollouts; ``own_keys[layer]`` is ``[C * N, J, K, D]``: what each
+    row has read behind its prompt. New tokens are written in place from ``column`` on. ``prompt_mask_CP`` is False at the padding
+    of shorter contexts, ``own_mask_BK`` at columns that hold nothing of a row; None when there is no such place.
     """
 
     prompt_keys: list[Tensor]
@@ -55,7 +56,8 @@ class Decode:
     own_values: list[Tensor]
     num_rollouts: int
     prompt_mask_CP: Tensor | None = None
-    step: int = 0
+    own_mask_BK: Tensor | None = None
+    column: int = 0
 
 
 def foveate_attention(
@@ -214,39 +216,37 @@ def _packed_xformers(
 
 
 def _decode(query: Tensor, key: Tensor, value: Tensor, scaling: float, state: Decode, layer: int) -> Tensor:
-    """``[C * N, 1, H, D]``: one new token per row against the shared prompt and the row's own tokens."""
-    rows, heads, _, width = query.shape
-    kv_heads, step, num = key.shape[1], state.step, state.num_rollouts
-    fold, contexts = heads // kv_heads, rows // num
-    state.own_keys[layer][:, :, step], state.own_values[layer][:, :, step] = key[:, :, 0], value[:, :, 0]
-    own_keys, own_values = state.own_keys[layer][:, :, : step + 1], state.own_values[layer][:, :, : step + 1]
+    """``[C * N, Q, H, D]``: each row's new tokens against the shared prompt, what the row has read since, and themselves."""
+    rows, heads, count, width = query.shape
+    kv_heads, num = key.shape[1], state.num_rollouts
+    fold, contexts, end = heads // kv_heads, rows // num, state.column + count
+    state.own_keys[layer][:, :, state.column : end], state.own_values[layer][:, :, state.column : end] = key, value
+    own_keys, own_values = state.own_keys[layer][:, :, :end], state.own_values[layer][:, :, :end]
     prompt_keys, prompt_values = state.prompt_keys[layer], state.prompt_values[layer]
-    length = prompt_keys.shape[2]
+    length, each = prompt_keys.shape[2], fold * count  # heads that share keys are further queries
 
-    own_query = query.view(rows, kv_heads, fold, width) * scaling
-    shared_query = own_query
-    if num > 1:  # the N rollouts of a context are N times as many queries against one copy of its keys
-        shared_query = (
-            own_query.view(contexts, num, kv_heads, fold, width).transpose(1, 2).reshape(contexts, kv_heads, num * fold, width)
-        )
-    shared = shared_query @ prompt_keys.transpose(2, 3)
+    def together(x: Tensor) -> Tensor:
+        """The N rollouts of a context are N times as many queries against one copy of its keys."""
+        return x.view(contexts, num, kv_heads, each, -1).transpose(1, 2).reshape(contexts, kv_heads, num * each, -1)
+
+    def apart(x: Tensor) -> Tensor:
+        return x.view(contexts, kv_heads, num, each, -1).transpose(1, 2).reshape(rows, kv_heads, each, -1)
+
+    own_query = query.reshape(rows, kv_heads, each, width) * scaling
+    shared = (together(own_query) if num > 1 else own_query) @ prompt_keys.transpose(2, 3)
     if state.prompt_mask_CP is not None:
         shared = shared.masked_fill_(~state.prompt_mask_CP[:, None, None, :], float("-inf"))
-    if num > 1:
-        shared = shared.view(contexts, kv_heads, num, fold, length).transpose(1, 2).reshape(rows, kv_heads, fold, length)
     own = own_query @ own_keys.transpose(2, 3)
-    weights = torch.cat([shared, own], -1).softmax(-1)
+    if state.own_mask_BK is not None:
+        own = own.masked_fill_(~state.own_mask_BK[:, None, None, :end], float("-inf"))
+    if count > 1:
+        later = torch.ones(count, count, dtype=torch.bool, device=own.device).triu(1)
+        own.view(rows, kv_heads, fold, count, end)[..., state.column :].masked_fill_(later, float("-inf"))
+    weights = torch.cat([apart(shared) if num > 1 else shared, own], -1).softmax(-1)
     shared_weights = weights[..., :length]
-    if num > 1:
-        shared_weights = (
-            shared_weights.view(contexts, num, kv_heads, fold, length)
-            .transpose(1, 2)
-            .reshape(contexts, kv_heads, num * fold, length)
-        )
-    out = shared_weights @ prompt_values
-    if num > 1:
-        out = out.view(contexts, kv_heads, num, fold, width).transpose(1, 2).reshape(rows, kv_heads, fold, width)
-    return (out + weights[..., length:] @ own_values).reshape(rows, 1, heads, width)
+    out = (together(shared_weights) if num > 1 else shared_weights) @ prompt_values
+    out = (apart(out) if num > 1 else out) + weights[..., length:] @ own_values
+    return out.reshape(rows, heads, count, width).transpose(1, 2)
 
 
 register()

@@ -4,14 +4,14 @@
 completion depends on its context and its seed alone: its random numbers are drawn from the seed before the first token,
 whatever else is in the batch.
 
-Legend: C contexts, N completions per context, B = C * N rows being decoded, V vocabulary, D width, P prompt tokens.
+Legend: C contexts, N completions per context, B = C * N rows being decoded, V vocabulary, D width.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,11 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import Decode, Prefill
-from .backbone import encode, forward_packed, run_decoder
-from .packing import pack
+from .decode import Cached, Held, Shared, State
 from .records import StopReason
-from .segments import Segment, VisualSpan
+from .segments import Segment
 
 if TYPE_CHECKING:
     from .load import VLM
@@ -60,13 +58,28 @@ class Completion:
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     stop: StopReason
+    held: object | None = field(default=None, compare=False, repr=False)
+    """What the engine keeps of it for a next turn; its memory is free when the completion is forgotten."""
 
 
 class Engine(Protocol):
     """Whatever can continue contexts."""
 
-    def generate(self, contexts: Sequence[Segment], seeds: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
-        """``len(seeds[i])`` completions of ``contexts[i]``, in the order of their seeds."""
+    def generate(
+        self,
+        contexts: Sequence[Segment],
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        keep: bool = False,
+        after: Sequence[Completion | None] | None = None,
+    ) -> list[list[Completion]]:
+        """``len(seeds[i])`` completions of ``contexts[i]``, in the order of their seeds.
+
+        ``keep``: the completions may be gone on from. ``after[i]``: the completion that ``contexts[i]`` goes on from (its
+        context, its ids, then more), with one seed each; an engine that kept what it had read of it reads the rest alone.
+        Both change the cost and nothing else, so an engine may ignore them.
+        """
         ...
 
 
@@ -82,26 +95,43 @@ class HFEngine:
         self.max_tokens = max_tokens
         self.autocast = autocast
 
-    def generate(self, contexts: Sequence[Segment], seeds: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self,
+        contexts: Sequence[Segment],
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        keep: bool = False,
+        after: Sequence[Completion | None] | None = None,
+    ) -> list[list[Completion]]:
         """See `Engine.generate`. Vision tokens are never sampled."""
-        if len(contexts) != len(seeds):
+        if len(contexts) != len(seeds) or (after is not None and len(after) != len(contexts)):
             raise ValueError(f"generate: {len(contexts)} contexts but {len(seeds)} lists of seeds")
-        done: list[list[Completion]] = []
+        held = [None if one is None or not isinstance(one.held, Held) else one.held for one in after or [None] * len(contexts)]
+        anew = [i for i, one in enumerate(held) if one is None]
+        done: dict[int, list[Completion]] = {}
         with self._evaluating(), torch.autocast(self.vlm.device.type, self.autocast, enabled=self.autocast is not None):
-            for part in self._parts(contexts, seeds, sampling):
-                done += self._generate(contexts[part.start : part.stop], seeds[part.start : part.stop], sampling)
-        return done
+            for part in self._parts(anew, contexts, seeds, sampling):
+                found = self._start([contexts[i] for i in part], [seeds[i] for i in part], sampling, keep)
+                done.update(zip(part, found, strict=True))
+            for part in self._parts([i for i, one in enumerate(held) if one is not None], contexts, seeds, sampling):
+                done.update(self._go_on(part, held, contexts, seeds, sampling, keep))
+        return [done[i] for i in range(len(contexts))]
 
-    def _parts(self, contexts: Sequence[Segment], seeds: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[range]:
-        start = tokens = 0
-        for i, (context, own) in enumerate(zip(contexts, seeds, strict=True)):
-            need = len(context) + len(own) * sampling.max_new_tokens
-            if i > start and tokens + need > self.max_tokens:
-                yield range(start, i)
-                start, tokens = i, 0
+    def _parts(
+        self, chosen: Sequence[int], contexts: Sequence[Segment], seeds: Sequence[Sequence[int]], sampling: Sampling
+    ) -> Iterator[list[int]]:
+        part: list[int] = []
+        tokens = 0
+        for i in chosen:
+            need = len(contexts[i]) + len(seeds[i]) * sampling.max_new_tokens
+            if part and tokens + need > self.max_tokens:
+                yield part
+                part, tokens = [], 0
+            part.append(i)
             tokens += need
-        if start < len(contexts):
-            yield range(start, len(contexts))
+        if part:
+            yield part
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -114,34 +144,65 @@ class HFEngine:
             for module in training:
                 module.training = True
 
-    def _generate(
-        self, contexts: Sequence[Segment], seeds: Sequence[Sequence[int]], sampling: Sampling
+    def _start(
+        self, contexts: Sequence[Segment], seeds: Sequence[Sequence[int]], sampling: Sampling, keep: bool
     ) -> list[list[Completion]]:
         num = max((len(own) for own in seeds), default=0)
         if num == 0:
             return [[] for _ in contexts]
-        state: _State
+        state: State
         # not inference_mode: patches and indices made here are cached and used in training
         with torch.no_grad():
-            make = _Shared if self.vlm.family.can_share_prefix else _Cached
-            state, hidden_CD = make.prefill(self.vlm, contexts, num, sampling.max_new_tokens)
+            make = Shared if self.vlm.family.can_share_prefix else Cached
+            state, hidden_BD = make.prefill(self.vlm, contexts, num, sampling.max_new_tokens)
+        start_B = torch.tensor([context.next_position for context in contexts], device=self.vlm.device).repeat_interleave(num)
         with torch.inference_mode():
-            return _decode_all(self.vlm, state, hidden_CD, contexts, seeds, num, sampling)
+            return _decode_all(self.vlm, state, hidden_BD, start_B, seeds, sampling, keep)
+
+    def _go_on(
+        self,
+        part: Sequence[int],
+        held: Sequence[Held | None],
+        contexts: Sequence[Segment],
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+        keep: bool,
+    ) -> dict[int, list[Completion]]:
+        """Continuations of held rows: those of one prompt side by side, one call for each set of prompts read together."""
+        origins: dict[int, dict[int, list[int]]] = {}
+        for i in part:
+            one = held[i]
+            assert one is not None
+            if len(seeds[i]) != 1:
+                raise ValueError(f"generate: a continued context takes one seed, got {len(seeds[i])}")
+            origins.setdefault(id(one.prompts), {}).setdefault(one.context, []).append(i)
+        done: dict[int, list[Completion]] = {}
+        for by_context in origins.values():
+            groups = list(by_context.values())
+            rows = [[one for i in own if (one := held[i]) is not None] for own in groups]
+            with torch.no_grad():
+                state, hidden_BD = Shared.resume(
+                    self.vlm, rows, [[contexts[i] for i in own] for own in groups], sampling.max_new_tokens
+                )
+            num = max(len(own) for own in groups)
+            filled = [own + own[:1] * (num - len(own)) for own in groups]
+            start_B = torch.tensor([contexts[i].next_position for own in filled for i in own], device=self.vlm.device)
+            with torch.inference_mode():
+                found = _decode_all(
+                    self.vlm, state, hidden_BD, start_B, [[seeds[i][0] for i in own] for own in groups], sampling, keep
+                )
+            done.update((i, [one]) for own, ones in zip(groups, found, strict=True) for i, one in zip(own, ones, strict=True))
+        return done
 
 
 def _decode_all(
-    vlm: VLM,
-    state: _State,
-    hidden_CD: Tensor,
-    contexts: Sequence[Segment],
-    seeds: Sequence[Sequence[int]],
-    num: int,
-    sampling: Sampling,
+    vlm: VLM, state: State, hidden_BD: Tensor, start_B: Tensor, seeds: Sequence[Sequence[int]], sampling: Sampling, keep: bool
 ) -> list[list[Completion]]:
-    steps, total = sampling.max_new_tokens, len(contexts) * num
+    """Sample until every row has stopped. Row ``c * num + i`` is drawn with ``seeds[c][i]``; rows beyond those are idle."""
+    num = max(len(own) for own in seeds)
+    steps, total = sampling.max_new_tokens, len(seeds) * num
     picker = _Picker(sampling, seeds, num, vlm.renderer.banned_ids, vlm.device)
     stop_ids = torch.tensor(vlm.renderer.stop_ids, device=vlm.device)
-    start_B = torch.tensor([context.next_position for context in contexts], device=vlm.device).repeat_interleave(num)
     alive_B = np.array([i < len(own) for own in seeds for i in range(num)])
     row_B = np.arange(total)  # which completion each row of the batch is
     ids, logprobs, lengths, stopped = (
@@ -150,7 +211,7 @@ def _decode_all(
         np.zeros(total, np.int64),
         np.zeros(total, bool),
     )
-    hidden_BD = hidden_CD.repeat_interleave(num, 0)
+    shelf = _Shelf(state, lengths, stopped) if keep and isinstance(state, Shared) else None
     embed, head = vlm.model.get_input_embeddings(), vlm.head_weight
     for step in range(steps):
         ids_B, logprobs_B = picker(F.linear(hidden_BD, head), row_B, step)
@@ -164,17 +225,43 @@ def _decode_all(
         kept = _survivors(alive_B, num)
         if kept is not None:
             contexts_C, rows_B, num = kept
+            if shelf is not None:
+                shelf.put(row_B, np.setdiff1d(np.arange(len(row_B)), rows_B))
             state.keep(contexts_C, rows_B, num)
             rows = torch.from_numpy(rows_B).to(vlm.device)
             ids_B, start_B, row_B, alive_B = ids_B[rows], start_B[rows], row_B[rows_B], alive_B[rows_B]
-        hidden_BD = state.forward(embed(ids_B)[:, None], (start_B + step).view(1, -1, 1).expand(3, -1, 1), step)
-    texts = [_completion(ids[i, : lengths[i]], logprobs[i, : lengths[i]], bool(stopped[i])) for i in range(total)]
-    width = total // len(contexts)
+        hidden_BD = state.forward(embed(ids_B)[:, None], (start_B + step).view(1, -1, 1).expand(3, -1, 1))
+    if shelf is not None:
+        shelf.put(row_B, np.arange(len(row_B)))
+    held = {} if shelf is None else shelf.held
+    texts = [
+        Completion(
+            tuple(ids[i, : lengths[i]].tolist()),
+            tuple(logprobs[i, : lengths[i]].tolist()),
+            StopReason.ANSWERED if stopped[i] else StopReason.TURN_TOKENS,
+            held.get(i),
+        )
+        for i in range(total)
+    ]
+    width = total // len(seeds)
     return [texts[c * width : c * width + len(own)] for c, own in enumerate(seeds)]
 
 
-def _completion(ids: np.ndarray, logprobs: np.ndarray, stopped: bool) -> Completion:
-    return Completion(tuple(ids.tolist()), tuple(logprobs.tolist()), StopReason.ANSWERED if stopped else StopReason.TURN_TOKENS)
+class _Shelf:
+    """Where finished rows are put away for a later turn, just before their memory is given up."""
+
+    def __init__(self, state: Shared, lengths: np.ndarray, stopped: np.ndarray) -> None:
+        self.state, self.lengths, self.stopped = state, lengths, stopped
+        self.start = state.own.column
+        self.held: dict[int, Held] = {}
+
+    def put(self, row_B: np.ndarray, places: np.ndarray) -> None:
+        """Keep those of the rows at ``places`` that have ended by themselves; ``row_B`` says which completions they are."""
+        places = places[self.stopped[row_B[places]]]
+        rows = row_B[places]
+        if len(rows):
+            # the token that ended a row has not been read
+            self.held.update(zip(rows.tolist(), self.state.hold(places, self.start, self.lengths[rows] - 1), strict=True))
 
 
 def _survivors(alive_B: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray, int] | None:
@@ -237,124 +324,3 @@ def cut(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
         drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter_(1, order_BV, before_BV >= top_p)
         logits_BV = logits_BV.masked_fill(drop_BV, float("-inf"))
     return logits_BV
-
-
-# ---------------------------------------------------------------- what is kept between tokens
-
-
-class _State(Protocol):
-    def forward(self, embeds_B1D: Tensor, positions_3B1: Tensor, step: int) -> Tensor:
-        """``[B, D]``: the hidden states after one more token per row."""
-        ...
-
-    def keep(self, contexts_C: np.ndarray, rows_B: np.ndarray, num: int) -> None:
-        """Go on with these contexts and rows only, ``num`` rows for each context."""
-        ...
-
-
-@dataclass
-class _Shared:
-    """Keys and values of each context once, those of each completion beside them."""
-
-    vlm: VLM
-    decode: Decode
-
-    @classmethod
-    def prefill(cls, vlm: VLM, contexts: Sequence[Segment], num: int, steps: int) -> tuple[_Shared, Tensor]:
-        packed = pack([(context, ()) for context in contexts])
-        captured = Prefill(packed.layout)
-        hidden_TD = forward_packed(vlm, packed, encode(vlm, packed.items), captured)
-        lengths = torch.tensor([len(context) for context in contexts])
-        ends = lengths.cumsum(0)
-        longest = int(lengths.max())
-        place_CP = torch.arange(longest) + (ends - lengths)[:, None]
-        real_CP = torch.arange(longest) < lengths[:, None]
-        index = torch.where(real_CP, place_CP, 0).flatten().to(vlm.device)
-        mask = None if bool(real_CP.all()) else real_CP.to(vlm.device)
-
-        def per_context(kept: dict[int, Tensor]) -> list[Tensor]:
-            split = []
-            for layer in sorted(kept):
-                heads, _, width = kept[layer].shape
-                rows = kept.pop(layer).index_select(1, index)  # popped: the packed copy is freed layer by layer
-                split.append(rows.view(heads, len(contexts), longest, width).transpose(0, 1).contiguous())
-            return split
-
-        def empty(prompt: list[Tensor]) -> list[Tensor]:
-            return [x.new_zeros(len(contexts) * num, x.shape[1], max(1, steps - 1), x.shape[3]) for x in prompt]
-
-        keys, values = per_context(captured.keys), per_context(captured.values)
-        return cls(vlm, Decode(keys, values, empty(keys), empty(values), num, mask)), hidden_TD[(ends - 1).to(vlm.device)]
-
-    def forward(self, embeds_B1D: Tensor, positions_3B1: Tensor, step: int) -> Tensor:
-        self.decode.step = step
-        decoder = self.vlm.model.get_decoder()
-        hidden: Tensor = decoder(
-            inputs_embeds=embeds_B1D, position_ids=positions_3B1, use_cache=False, prefix_layout=self.decode
-        ).last_hidden_state
-        return hidden[:, 0]
-
-    def keep(self, contexts_C: np.ndarray, rows_B: np.ndarray, num: int) -> None:
-        state = self.decode
-        rows = torch.from_numpy(rows_B).to(self.vlm.device)
-        state.own_keys, state.own_values = ([x.index_select(0, rows) for x in xs] for xs in (state.own_keys, state.own_values))
-        state.num_rollouts = num
-        if len(contexts_C) == len(state.prompt_keys[0]):
-            return
-        contexts = torch.from_numpy(contexts_C).to(self.vlm.device)
-        state.prompt_keys, state.prompt_values = (
-            [x.index_select(0, contexts) for x in xs] for xs in (state.prompt_keys, state.prompt_values)
-        )
-        if state.prompt_mask_CP is not None:
-            state.prompt_mask_CP = state.prompt_mask_CP.index_select(0, contexts)
-
-
-class _Cached:
-    """For families with linear layers: transformers' own cache, contexts padded on the left and read once each."""
-
-    def __init__(self, vlm: VLM, mask_BT: Tensor) -> None:
-        from transformers import DynamicCache
-
-        self.vlm = vlm
-        self.mask_BT = mask_BT
-        self.cache = DynamicCache(config=vlm.model.config.get_text_config())
-
-    @classmethod
-    def prefill(cls, vlm: VLM, contexts: Sequence[Segment], num: int, steps: int) -> tuple[_Cached, Tensor]:
-        longest = max(len(context) for context in contexts)
-        ids, mask = (torch.zeros(len(contexts), longest, dtype=torch.long) for _ in range(2))
-        positions = torch.zeros(3, len(contexts), longest, dtype=torch.long)
-        spans: list[list[VisualSpan]] = []
-        for c, context in enumerate(contexts):
-            at = longest - len(context)
-            ids[c, at:], mask[c, at:] = torch.from_numpy(context.ids_T), 1
-            positions[:, c, at:] = torch.from_numpy(context.positions_3T)
-            spans.append([VisualSpan(span.start + at, span.length, span.item, span.offset) for span in context.visuals])
-        features = encode(vlm, [span.item for one in spans for span in one])
-        state = cls(vlm, mask.to(vlm.device))
-        hidden = run_decoder(
-            vlm, ids, positions, spans, features, attention_mask=state.mask_BT, past_key_values=state.cache, use_cache=True
-        )
-        rows = torch.arange(len(contexts), device=vlm.device).repeat_interleave(num)
-        state._select(rows)
-        return state, hidden[:, -1]
-
-    def _select(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)  # type: ignore[arg-type]
-        self.mask_BT = self.mask_BT.index_select(0, rows)
-
-    def forward(self, embeds_B1D: Tensor, positions_3B1: Tensor, step: int) -> Tensor:
-        self.mask_BT = F.pad(self.mask_BT, (0, 1), value=1)
-        decoder = self.vlm.model.get_decoder()
-        out = decoder(
-            inputs_embeds=embeds_B1D,
-            position_ids=positions_3B1,
-            attention_mask=self.mask_BT,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        hidden: Tensor = out.last_hidden_state
-        return hidden[:, 0]
-
-    def keep(self, contexts_C: np.ndarray, rows_B: np.ndarray, num: int) -> None:
-        self._select(torch.from_numpy(rows_B).to(self.vlm.device))
