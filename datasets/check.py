@@ -21,6 +21,7 @@ from .spec import DataSpec
 
 _THREADS, _AT_ONCE = 4, 64
 _THUMB_PX = 480
+_FRAMES_SHOWN = 4
 
 
 @dataclass
@@ -43,6 +44,9 @@ class CheckReport:
     """Area of every evidence box as a share of its picture."""
     sizes_px: list[tuple[int, int]] = field(default_factory=list)
     """``(width, height)`` of every student picture."""
+    video_frames: list[int] = field(default_factory=list)
+    video_s: list[float] = field(default_factory=list)
+    """Kept frames of every video, and the second of its last one."""
     answers: Counter[str] = field(default_factory=Counter)
     sheet: str | None = None
     format_named: bool = False
@@ -62,6 +66,9 @@ class CheckReport:
             f"pictures   {self.num_pictures}, {self.num_distinct_pictures} distinct",
             f"repeated   {self.num_repeated_rows} rows",
         ]
+        if self.video_s:
+            kept, length_s = _spread(self.video_frames), _spread(self.video_s, 1)
+            lines.append(f"videos     {len(self.video_s)}, least / median / most: {kept} frames kept, {length_s} s")
         if self.sizes_px:
             widths, heights = zip(*self.sizes_px, strict=True)
             lines.append(
@@ -143,11 +150,15 @@ def _count(report: CheckReport, sample: Sample, place: str, result: ReadResult, 
     secret = sample.privileged
     report.num_with_boxes += bool(secret.boxes_px_xyxy)
     report.num_with_crops += bool(secret.crops)
-    if secret.boxes_px_xyxy:
+    if sample.video is not None:
+        report.video_frames.append(len(sample.video.frames))
+        report.video_s.append(sample.video.times_s[-1])
+    if secret.boxes_px_xyxy and sample.images:
         picture = sample.images[secret.box_image]
         area = picture.width_px * picture.height_px
         report.box_area_frac += [(x2 - x1) * (y2 - y1) / area for x1, y1, x2, y2 in secret.boxes_px_xyxy]
-    content = (sample.question, *sorted(picture.key for picture in sample.images))
+    frames = sample.video.frames if sample.video is not None else ()
+    content = (sample.question, *sorted(picture.key for picture in (*sample.images, *frames)))
     if content in seen:
         report.num_repeated_rows += 1
         remark = Problem(
@@ -190,10 +201,13 @@ pre{{white-space:pre-wrap;background:#f5f5f5;padding:1rem}}p{{white-space:pre-wr
 def _card(sample: Sample) -> str:
     secret = sample.privileged
     pictures = list(sample.images)
-    if secret.boxes_px_xyxy:
+    if secret.boxes_px_xyxy and pictures:
         boxed = pictures[secret.box_image]
         line = max(2, round(max(boxed.size_px) / _THUMB_PX * 2))  # two pixels wide once shrunk
         pictures[secret.box_image] = draw_boxes(boxed, secret.boxes_px_xyxy, OverlaySpec(expand_frac=0.0, line_px=line))
+    if sample.video is not None:
+        frames = sample.video.frames
+        pictures += frames[:: max(1, -(-len(frames) // _FRAMES_SHOWN))]
     shown = "".join(_thumb(picture, "picture") for picture in pictures) + "".join(
         _thumb(crop, "evidence crop") for crop in secret.crops
     )

@@ -1,7 +1,8 @@
 """Rows of the released formats, read into one form. A format is found from the columns, or named.
 
 An importer only says which column means what; pictures stay references (path, base64, data URI, bytes, ``{"bytes", "path"}``,
-PIL) until `read` opens them, and boxes stay in their own unit until the size of their picture is known.
+PIL) until `read` opens them, and boxes stay in their own unit until the size of their picture is known. In every format a row may
+have one video instead, or besides: in ``video``, ``videos``, ``video_path`` or ``video_file``, or as a part of its message.
 
 | format | columns that tell it | pictures for the teacher |
 |---|---|---|
@@ -16,164 +17,91 @@ PIL) until `read` opens them, and boxes stay in their own unit until the size of
 | mini_o3 | ``problem, images, solution`` | - |
 | trl | ``prompt`` with ``image`` / ``privileged_context`` / messages | text in privileged_context |
 | easyr1 | ``problem`` or ``prompt``, ``images, answer`` | - |
+| video_mme | ``videoID, question, options, answer`` | - |
+| longvideobench | ``video_path, question, correct_choice`` (``candidates`` or ``option0`` ...) | - |
 | plain | ``question``, ``image`` or ``images`` (``answer``, ``boxes`` ...) | crops or teacher_images, boxes |
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from .raw_rows import RawRow, Row, RowError, as_list, as_text, below
 from .spec import BoxFormat
 
 RED_BOX_MARK = "red bounding box"
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_LETTERED = re.compile(r"\(?([A-Z])[.):]\s*")
+_VIDEO = "<video>"
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 
 
-class RowError(ValueError):
-    """A row that cannot be used: what is wrong, and how to mend it."""
-
-    def __init__(self, what: str, mend: str) -> None:
-        super().__init__(f"{what}; {mend}")
-        self.what, self.mend = what, mend
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawRow:
-    """A row with its columns understood and nothing opened or converted yet."""
-
-    question: str
-    id: str | None = None
-    answer: str | None = None
-    images: tuple[Any, ...] = ()
-    crops: tuple[Any, ...] = ()
-    boxes: tuple[Any, ...] = ()
-    box_format: BoxFormat | None = None
-    box_image: int = 0
-    options: tuple[str, ...] = ()
-    system: str | None = None
-    rationale: str | None = None
-    prompt: str | None = None
-    source: str = ""
-    kind: str = ""
-    difficulty: float | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
-class Row(Mapping[str, Any]):
-    """A row that remembers which of its columns were asked for, so that unused ones can be named."""
-
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self.data = data
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.asked.add(name)
-        return self.data[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.data)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def first(self, *names: str) -> Any:
-        """The value of the first of these columns that is there and not None."""
-        for name in names:
-            if name in self.data and self[name] is not None:
-                return self[name]
-        return None
-
-
-def _list(value: Any) -> tuple[Any, ...]:
-    """A list column as a tuple; a single value as one; None and empty text as none."""
-    if value is None or value == "":
-        return ()
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-def _text(value: Any) -> str | None:
-    """Text of a cell; whole numbers as text; a list of one as its only element; None and "" as None."""
-    if isinstance(value, list | tuple) and len(value) == 1:
-        value = value[0]
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, str | int | float):
-        return str(value)
-    raise RowError(f"expected text, got {type(value).__name__} {str(value)[:60]!r}", "give one text or number")
-
-
-def _below(value: Any, *names: str) -> Any:
-    """The first of these keys of a nested column (``reward_model.ground_truth``), or None."""
-    if isinstance(value, Mapping):
-        for name in names:
-            if value.get(name) is not None:
-                return value[name]
-    return None
-
-
-def _content(content: Any) -> tuple[str, list[Any]]:
-    """Text of a message's content, with ``<image>`` where a picture part stands, and the pictures that the parts carry."""
-    if isinstance(content, str):
-        return content, []
-    text, pictures = "", []
-    for part in content or ():
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if isinstance(part, str):
-            text += part
-        elif kind == "text":
-            text += str(part.get("text") or "")
-        elif kind in ("image", "image_url"):
-            text += "<image>"
-            reference = _below(part, "image", "image_url", "path", "url")
-            reference = (
-                _below(reference, "url", "path") or reference
-                if isinstance(reference, Mapping) and "bytes" not in reference
-                else reference
-            )
-            pictures += [reference] if reference is not None else []
-        else:
-            raise RowError(f"a message part of type {kind!r}", "text and image parts are read")
-    return text, pictures
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Chat:
-    question: str
-    system: str | None
-    reply: str | None
-    images: tuple[Any, ...]
+    """One question of a chat. ``<image>`` and ``<video>`` stand in its text where the message had one."""
+
+    question: str | None = None
+    system: str | None = None
+    reply: str | None = None
+    images: tuple[Any, ...] = ()
+    videos: tuple[Any, ...] = ()
+
+    def text_of(self, content: Any) -> str:
+        """The text of a message's content; the pictures and videos that its parts carry are kept."""
+        if isinstance(content, str):
+            return content
+        text = ""
+        for part in content or ():
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if isinstance(part, str):
+                text += part
+            elif kind == "text":
+                text += str(part.get("text") or "")
+            elif kind in ("image", "image_url"):
+                text += "<image>"
+                self.images += _reference(part, "image")
+            elif kind in ("video", "video_url"):
+                text += "<video>"
+                self.videos += _reference(part, "video")
+            else:
+                raise RowError(f"a message part of type {kind!r}", "text, image and video parts are read")
+        return text
+
+
+def _reference(part: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    """What a picture or video part points at; none where the row's own column holds it."""
+    found = below(part, name, f"{name}_url", "path", "url")
+    if isinstance(found, Mapping) and "bytes" not in found:
+        found = below(found, "url", "path") or found
+    return () if found is None else (found,)
 
 
 def _chat(messages: Any) -> _Chat:
     """One question from a chat: a system message, one user message, and the reply if it is there."""
     if isinstance(messages, str):
-        return _Chat(messages, None, None, ())
-    system, question, reply, images = None, None, None, []
+        return _Chat(messages)
+    chat = _Chat()
     for message in messages or ():
         if not isinstance(message, Mapping) or "role" not in message:
             raise RowError("a message without a role", 'messages are {"role": ..., "content": ...}')
-        text, pictures = _content(message.get("content"))
-        images += pictures
+        text = chat.text_of(message.get("content"))
         if message["role"] == "system":
-            system = text
-        elif message["role"] == "user" and question is None:
-            question = text
-        elif message["role"] == "assistant" and question is not None and reply is None:
-            reply = text
+            chat.system = text
+        elif message["role"] == "user" and chat.question is None:
+            chat.question = text
+        elif message["role"] == "assistant" and chat.question is not None and chat.reply is None:
+            chat.reply = text
         else:
             raise RowError(
                 f"a chat of more than one question (a second {message['role']} message)",
                 "split it into rows of one question each",
             )
-    if question is None:
+    if chat.question is None:
         raise RowError("no user message", "a chat needs one question")
-    return _Chat(question, system, reply, tuple(images))
+    return chat
 
 
 def _final(reply: str | None) -> tuple[str | None, str | None]:
@@ -193,20 +121,20 @@ def _question_row(row: Row, *names: str, **fields: Any) -> RawRow:
     if given is None:
         raise RowError(f"no {' or '.join(names)}", "every row needs a question")
     chat = _chat(given)
-    fields = {"system": chat.system, "answer": _text(row.first("answer", "solution", "ground_truth")), **fields}
+    fields = {"system": chat.system, "answer": as_text(row.first("answer", "solution", "ground_truth")), **fields}
     fields["images"] = tuple(fields.get("images") or ()) or chat.images
-    return RawRow(question=chat.question, **fields)
+    return RawRow(question=chat.question or "", videos=chat.videos, **fields)
 
 
 def _vision_opd(row: Row) -> RawRow:
     answer = (
-        _text(row.first("answer"))
-        or _text(_below(row.first("reward_model"), "ground_truth"))
-        or _text(_below(row.first("extra_info"), "answer"))
+        as_text(row.first("answer"))
+        or as_text(below(row.first("reward_model"), "ground_truth"))
+        or as_text(below(row.first("extra_info"), "answer"))
     )
     raw = _question_row(
-        row, "problem", "prompt", answer=answer, images=_list(row.first("images", "image")),
-        crops=_list(row.first("teacher_images", "bbox_images")), source=_text(row.first("data_source")) or "",
+        row, "problem", "prompt", answer=answer, images=as_list(row.first("images", "image")),
+        crops=as_list(row.first("teacher_images", "bbox_images")), source=as_text(row.first("data_source")) or "",
     )  # fmt: skip
     # The released pictures have the box drawn in, and the question says so; its coordinates are not given.
     return replace(raw, tags={"red_box": "drawn"}) if RED_BOX_MARK in raw.question else raw
@@ -215,86 +143,111 @@ def _vision_opd(row: Row) -> RawRow:
 def _messages(row: Row) -> RawRow:
     chat = _chat(row["messages"])
     said, rationale = _final(chat.reply)
-    answer = _text(row.first("answer", "solution")) or said
+    answer = as_text(row.first("answer", "solution")) or said
     return RawRow(
-        question=chat.question, system=chat.system, answer=answer, rationale=rationale,
-        images=_list(row.first("images", "image")) or chat.images, crops=_list(row.first("teacher_images")),
-        prompt=_text(row.first("teacher_prompt")),
+        question=chat.question or "", system=chat.system, answer=answer, rationale=rationale, videos=chat.videos,
+        images=as_list(row.first("images", "image")) or chat.images, crops=as_list(row.first("teacher_images")),
+        prompt=as_text(row.first("teacher_prompt")),
     )  # fmt: skip
 
 
 def _imagine_xc(row: Row) -> RawRow:
     shown, extra, target = row["x"], row["c"], row["target"]
-    final = _text(_below(target, "final_response"))
+    final = as_text(below(target, "final_response"))
     return RawRow(
-        question=_text(_below(shown, "question")) or "", images=_list(_below(shown, "images")),
-        crops=_list(_below(extra, "intermediate_images")),
-        answer=_text(_below(target, "answer")), rationale=final, kind=_text(row.first("op_type")) or "",
+        question=as_text(below(shown, "question")) or "", images=as_list(below(shown, "images")),
+        crops=as_list(below(extra, "intermediate_images")),
+        answer=as_text(below(target, "answer")), rationale=final, kind=as_text(row.first("op_type")) or "",
     )  # fmt: skip
 
 
 def _treevgr(row: Row) -> RawRow:
     raw = _question_row(
-        row, "problem", "question", images=_list(row.first("images", "image")), crops=_list(row.first("crop_images"))
+        row, "problem", "question", images=as_list(row.first("images", "image")), crops=as_list(row.first("crop_images"))
     )
     return replace(raw, boxes=_instances(row.first("target_instances")))
 
 
 def _instances(value: Any) -> tuple[Any, ...]:
     """Boxes of annotated objects: a list of boxes, or of mappings that hold one."""
-    boxes = tuple(_below(item, "bbox", "box", "bbox_2d") if isinstance(item, Mapping) else item for item in _list(value))
+    boxes = tuple(below(item, "bbox", "box", "bbox_2d") if isinstance(item, Mapping) else item for item in as_list(value))
     return (boxes,) if len(boxes) == 4 and all(isinstance(number, int | float) for number in boxes) else boxes
 
 
 def _verl(row: Row) -> RawRow:
     answer = (
-        _text(_below(row.first("reward_model"), "ground_truth"))
-        or _text(_below(row.first("extra_info"), "answer"))
-        or _text(row.first("answer"))
+        as_text(below(row.first("reward_model"), "ground_truth"))
+        or as_text(below(row.first("extra_info"), "answer"))
+        or as_text(row.first("answer"))
     )
     return _question_row(
         row,
         "prompt",
         "problem",
         answer=answer,
-        images=_list(row.first("images", "image")),
-        source=_text(row.first("data_source")) or "",
+        images=as_list(row.first("images", "image")),
+        source=as_text(row.first("data_source")) or "",
     )
 
 
 def _deepeyes(row: Row) -> RawRow:
     raw = _verl(row)
     # The prompt's system message describes DeepEyes' own tool; the view of a run says which tools there are.
-    return replace(raw, tags={"env_name": _text(row.first("env_name")) or ""})
+    return replace(raw, tags={"env_name": as_text(row.first("env_name")) or ""})
 
 
 def _cap_curriculum(row: Row) -> RawRow:
-    raw = _question_row(row, "prompt", "problem", images=_list(row.first("image_path", "images", "image")))
+    raw = _question_row(row, "prompt", "problem", images=as_list(row.first("image_path", "images", "image")))
     rate = row.first("pass_rate")
     return raw if rate is None else replace(raw, difficulty=1.0 - float(rate), tags={"pass_rate": str(rate)})
 
 
 def _mini_o3(row: Row) -> RawRow:
     return _question_row(
-        row, "problem", images=_list(row.first("images", "image")), answer=_text(row.first("solution", "answer"))
+        row, "problem", images=as_list(row.first("images", "image")), answer=as_text(row.first("solution", "answer"))
     )
 
 
 def _trl(row: Row) -> RawRow:
-    raw = _question_row(row, "prompt", images=_list(row.first("images", "image")))
+    raw = _question_row(row, "prompt", images=as_list(row.first("images", "image")))
     context = row.first("privileged_context")
     return replace(raw, rationale=_chat(context).question if context is not None else None)
 
 
 def _easyr1(row: Row) -> RawRow:
-    return _question_row(row, "problem", "prompt", images=_list(row.first("images", "image")))
+    return _question_row(row, "problem", "prompt", images=as_list(row.first("images", "image")))
 
 
 def _plain(row: Row) -> RawRow:
-    raw = _question_row(row, "question", images=_list(row.first("images", "image", "image_path")))
+    raw = _question_row(row, "question", images=as_list(row.first("images", "image", "image_path")))
     return replace(
-        raw, crops=_list(row.first("crops", "teacher_images", "crop_images")), prompt=_text(row.first("teacher_prompt"))
+        raw, crops=as_list(row.first("crops", "teacher_images", "crop_images")), prompt=as_text(row.first("teacher_prompt"))
     )
+
+
+def _video_mme(row: Row) -> RawRow:
+    """The videos lie as ``<videoID>.mp4``; the options carry their letters, which views write themselves."""
+    options = tuple(str(option) for option in as_list(row.first("options")))
+    heads = [_LETTERED.match(option) for option in options]
+    if [head and head[1] for head in heads] == [chr(ord("A") + index) for index in range(len(options))]:
+        options = tuple(option[head.end() :] for option, head in zip(options, heads, strict=True) if head)
+    tags = {name: str(row[name]) for name in ("duration", "domain", "sub_category") if row.first(name) is not None}
+    raw = _question_row(row, "question", options=options, kind=as_text(row.first("task_type")) or "", tags=tags)
+    return replace(raw, videos=as_list(row.first("video", "video_path")) or (f"{row['videoID']}.mp4",))
+
+
+def _longvideobench(row: Row) -> RawRow:
+    """``correct_choice`` counts the options from 0; those that a question lacks are "N/A"."""
+    given = as_list(row.first("candidates")) or tuple(row.first(f"option{number}") for number in range(5))
+    options = tuple(str(option) for option in given if option not in (None, "", "N/A"))
+    right = row.first("correct_choice")
+    if right is not None and not 0 <= (int(right) if str(right).isdigit() else -1) < len(options):
+        raise RowError(f"correct_choice {right!r} of {len(options)} options", "it counts the options from 0")
+    tags = {name: str(row[name]) for name in ("duration_group", "topic_category") if row.first(name) is not None}
+    return _question_row(
+        row, "question", options=options, answer=None if right is None else chr(ord("A") + int(right)), tags=tags,
+        kind=as_text(row.first("question_category")) or "",
+    )  # fmt: skip
 
 
 FORMATS: dict[str, tuple[Callable[[set[str]], bool], Callable[[Row], RawRow]]] = {
@@ -310,6 +263,11 @@ FORMATS: dict[str, tuple[Callable[[set[str]], bool], Callable[[Row], RawRow]]] =
     "verl": (lambda c: {"prompt", "reward_model"} <= c, _verl),
     "cap_curriculum": (lambda c: bool({"prompt", "problem"} & c) and bool({"image_path", "pass_rate"} & c), _cap_curriculum),
     "mini_o3": (lambda c: {"problem", "images", "solution"} <= c, _mini_o3),
+    "video_mme": (lambda c: {"videoID", "question", "options"} <= c, _video_mme),
+    "longvideobench": (
+        lambda c: {"question", "video_path"} <= c and bool({"correct_choice", "candidates", "option0"} & c),
+        _longvideobench,
+    ),
     "plain": (lambda c: "question" in c, _plain),
     "trl": (lambda c: "prompt" in c and bool({"privileged_context", "image", "solution"} & c or "answer" not in c), _trl),
     "easyr1": (lambda c: bool({"problem", "prompt"} & c), _easyr1),
@@ -347,8 +305,8 @@ def import_row(row: Row, format_name: str, box_format: BoxFormat | None = None) 
     extra = row.first("extra_info")
     found: dict[str, Any] = {
         "id": raw.id
-        or _text(row.first("id", "sample_id", "doc_id", "question_id", "index"))
-        or _text(_below(extra, "id", "index"))
+        or as_text(row.first("id", "sample_id", "doc_id", "question_id", "index"))
+        or as_text(below(extra, "id", "index"))
     }
     boxes, unit = raw.boxes, raw.box_format
     for name, named_unit in () if boxes else _BOX_COLUMNS:
@@ -356,21 +314,37 @@ def import_row(row: Row, format_name: str, box_format: BoxFormat | None = None) 
         if value is not None:
             boxes, unit = _instances(value), named_unit
             break
-    said = _text(row.first("boxes_format", "box_format"))
+    said = as_text(row.first("boxes_format", "box_format"))
     if boxes and unit is None:
         unit = _unit(said) if said else box_format or "px_xyxy"
     found.update(boxes=boxes, box_format=unit, box_image=int(row.first("box_image") or 0))
-    found["options"] = raw.options or tuple(str(option) for option in _list(row.first("options", "choices")))
-    found["system"] = raw.system or _text(row.first("system"))
-    found["rationale"] = raw.rationale or _text(row.first("rationale", "privileged_context"))
-    found["source"] = raw.source or _text(row.first("source", "data_source")) or ""
-    found["kind"] = raw.kind or _text(row.first("kind", "category", "type")) or ""
+    found["videos"] = raw.videos or as_list(row.first("videos", "video", "video_path", "video_file"))
+    found["question"] = _without_video(raw.question, len(found["videos"]))
+    found["options"] = raw.options or tuple(str(option) for option in as_list(row.first("options", "choices")))
+    found["system"] = raw.system or as_text(row.first("system"))
+    found["rationale"] = raw.rationale or as_text(row.first("rationale", "privileged_context"))
+    found["source"] = raw.source or as_text(row.first("source", "data_source")) or ""
+    found["kind"] = raw.kind or as_text(row.first("kind", "category", "type")) or ""
     if raw.difficulty is None and isinstance(row.first("difficulty"), int | float):
         found["difficulty"] = float(row["difficulty"])
     tags = row.first("tags")
     if isinstance(tags, Mapping):
         found["tags"] = {**{str(key): str(value) for key, value in tags.items() if value is not None}, **raw.tags}
     return replace(raw, **found)
+
+
+def _without_video(question: str, num_videos: int) -> str:
+    """The question without its ``<video>``: a view shows the video before the text, so that is where it has to stand."""
+    if num_videos > 1:
+        raise RowError(f"a row with {num_videos} videos", "a row holds one video; make it one, or rows of their own")
+    before, placeholder, behind = question.partition(_VIDEO)
+    if not placeholder:
+        return question
+    if not num_videos:
+        raise RowError("<video> in the question and no video", "name the file in the column video, or leave <video> out")
+    if before.strip() or _VIDEO in behind:
+        raise RowError("<video> inside the question, or twice", "the video is shown first: put one <video> at the start")
+    return behind
 
 
 def _unit(said: str) -> BoxFormat:

@@ -18,14 +18,18 @@ from typing import Any, overload
 from ..visual_tools import boxes
 from ..vlm.images import PictureError
 from ..vlm.records import Box, Privileged, Sample
+from ..vlm.video import VideoError, VideoFile, fingerprint, frame_size
 from .crops import checked_box
-from .importers import FORMATS, RawRow, Row, RowError, detect, import_row
+from .importers import FORMATS, detect, import_row
 from .pictures import header_size, open_picture
+from .raw_rows import RawRow, Row, RowError
 from .rows import Rows, open_rows
 from .spec import BoxFormat, DataSpec
 from .splits import in_test
+from .videos import video_path, with_video
 
 _BROKEN_IN_A_ROW = 32
+_FAULTS = (RowError, PictureError, VideoError)
 _COORDS: dict[BoxFormat, boxes.Coords] = {"px_xyxy": "abs_original", "k1000_xyxy": "norm1000", "frac_xyxy": "norm1"}
 
 
@@ -92,11 +96,12 @@ class LazySamples(Sequence[Sample]):
         return LazySamples(self.rows, self.spec, self.format, list(kept), self._ids)
 
     def picture_keys(self, row: int) -> list[str]:
-        """Content keys of the pictures of a row of the file; of a row without pictures, its question. `ReadError`."""
+        """Content keys of the pictures and the video of a row of the file; of a row without, its question. `ReadError`."""
         try:
             raw = _import(self.rows, row, self.spec, self.format)[0]
             keys = [open_picture(ref, self.file, self.spec.image_dir).key for ref in raw.images]
-        except (RowError, PictureError) as error:
+            keys += [f"video:{fingerprint(video_path(ref, self.spec))}" for ref in raw.videos]
+        except _FAULTS as error:
             raise ReadError(f"{self.file}, {self.rows.place(row)}: {error}") from error
         return keys or [f"text:{raw.question}"]
 
@@ -105,7 +110,7 @@ class LazySamples(Sequence[Sample]):
         return self.rows.place(self.kept[index])
 
     def build(self, row: int) -> tuple[Sample, list[str]]:
-        """The sample of a row of the file, and remarks about its boxes. Decodes its pictures. `ReadError`."""
+        """The sample of a row of the file, and remarks about its boxes. Decodes its pictures and frames. `ReadError`."""
         try:
             raw = _import(self.rows, row, self.spec, self.format)[0]
             images = tuple(open_picture(ref, self.file, self.spec.image_dir) for ref in raw.images)
@@ -113,16 +118,20 @@ class LazySamples(Sequence[Sample]):
             crops = tuple(
                 crop for crop in (open_picture(ref, self.file, self.spec.image_dir) for ref in raw.crops) if crop.key not in shown
             )
-            found, remarks = _boxes(raw, [picture.size_px for picture in images])
-        except (RowError, PictureError) as error:
+            video, images, question = with_video(raw, images, self.spec)
+            sizes = [picture.size_px for picture in images]
+            if video is not None and isinstance(video.source, VideoFile):
+                sizes = sizes or [(video.source.width_px, video.source.height_px)]
+            found, remarks = _boxes(raw, sizes)
+        except _FAULTS as error:
             raise ReadError(f"{self.file}, {self.rows.place(row)}: {error}") from error
         privileged = Privileged(
             boxes_px_xyxy=found, box_image=raw.box_image, crops=crops, rationale=raw.rationale, prompt=raw.prompt
         )
         sample = Sample(
-            id=self._ids[row], question=raw.question, answer=raw.answer, images=images, options=raw.options, system=raw.system,
-            privileged=privileged, source=raw.source or Path(self.file).stem, kind=raw.kind, difficulty=raw.difficulty,
-            tags=raw.tags,
+            id=self._ids[row], question=question, answer=raw.answer, images=images, video=video, options=raw.options,
+            system=raw.system, privileged=privileged, source=raw.source or Path(self.file).stem, kind=raw.kind,
+            difficulty=raw.difficulty, tags=raw.tags,
         )  # fmt: skip
         return sample, remarks
 
@@ -170,7 +179,7 @@ def read(spec: DataSpec | dict[str, Any] | str) -> ReadResult:
             used |= asked
             ids[index] = _unique_id(raw, spec.path, index, taken, problems, rows)
             remarks = _verify(raw, index, lazy)
-        except (RowError, ReadError, PictureError) as error:
+        except (*_FAULTS, ReadError) as error:
             problems.append(_problem(spec.path, rows.place(index), error))
             if spec.strict:
                 raise ReadError(str(problems[-1])) from error
@@ -185,7 +194,7 @@ def read(spec: DataSpec | dict[str, Any] | str) -> ReadResult:
     )
 
 
-def _problem(file: str, place: str, error: RowError | ReadError | PictureError) -> Problem:
+def _problem(file: str, place: str, error: RowError | ReadError | PictureError | VideoError) -> Problem:
     if isinstance(error, RowError):
         return Problem(file, place, error.what, error.mend)
     text = str(error).removeprefix(f"{file}, {place}: ")
@@ -239,8 +248,8 @@ def _import(rows: Rows, index: int, spec: DataSpec, format_name: str) -> tuple[R
         raise RowError(
             f"{slots} <image> in the question but {len(raw.images)} pictures", "make them equal, or leave all <image> out"
         )
-    if not raw.images and row.first("video", "videos"):
-        raise RowError("a row with a video and no picture", "this reader takes pictures; take frames out of the video first")
+    if raw.videos and raw.boxes and spec.video_plan != "uniform":
+        raise RowError(f"boxes in a row whose video is shown as {spec.video_plan}", "use video_plan: uniform, or leave them out")
     return raw, row.asked
 
 
@@ -271,7 +280,8 @@ def _verify(raw: RawRow, index: int, lazy: LazySamples) -> list[str]:
     sizes = [header_size(ref, lazy.file, spec.image_dir) for ref in raw.images]
     for ref in raw.crops:
         header_size(ref, lazy.file, spec.image_dir)
-    return _boxes(raw, sizes)[1]
+    videos = [frame_size(video_path(ref, spec)) for ref in raw.videos]
+    return _boxes(raw, sizes or videos)[1]
 
 
 def _boxes(raw: RawRow, sizes: Sequence[tuple[int, int]]) -> tuple[tuple[Box, ...], list[str]]:

@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 from ..vlm.records import Sample
-from .scenes import World, samples, scene, split_seeds, world_of
+from .scenes import WORLDS, samples, scene, split_seeds, world_of
+from .video_scenes import CLIP_WORLDS, ClipWorld, check_clip_kinds, clip_scene
 
 _SCENES_KEPT = 512
 _ONE_PER_OBJECT = frozenset({"letter", "where"})  # kinds that every object of every scene allows
 
 
 class SceneSamples(Sequence[Sample]):
-    """What `scenes.samples` lists, scene by scene on demand, for kinds whose number per scene is known beforehand."""
+    """Samples scene by scene on demand, for kinds whose number per scene is known beforehand.
 
-    def __init__(
-        self,
-        world: World,
-        split: str,
-        n: int,
-        seed: int,
-        kinds: tuple[str, ...],
-        questions_per_scene: int,
-        as_text: bool,
-        canvas_px: int | None,
-    ) -> None:
-        self._world, self._split, self._seeds, self._kinds, self._canvas_px = (
-            world,
-            split,
-            split_seeds(split, seed),
-            kinds,
-            canvas_px,
-        )
-        self._n, self._per_scene, self._as_text = n, questions_per_scene, as_text
-        self._of_scene = functools.lru_cache(_SCENES_KEPT)(self._draw)
+    ``draw`` gives the ``per_scene`` samples of a scene, the scenes counted from 0.
+    """
 
-    def _draw(self, number: int) -> list[Sample]:
-        turn = number * self._per_scene % len(self._kinds)
-        seed = self._seeds[number]
-        prefix = f"{self._world.name}-{self._split}-{seed}"
-        kinds = self._kinds[turn:] + self._kinds[:turn]
-        return scene(self._world, seed).samples(
-            kinds, self._per_scene, canvas_px=self._canvas_px, as_text=self._as_text, id_prefix=prefix
-        )
+    def __init__(self, draw: Callable[[int], list[Sample]], n: int, per_scene: int) -> None:
+        self._of_scene, self._n, self._per_scene = functools.lru_cache(_SCENES_KEPT)(draw), n, per_scene
 
     def __len__(self) -> int:
         return self._n
@@ -75,9 +52,44 @@ def scene_samples(
     canvas_px: int | None = None,
 ) -> Sequence[Sample]:
     """The same samples in the same order as `scenes.samples`, drawn on demand where that is possible."""
-    chosen = world_of(world)
+    if world in CLIP_WORLDS:
+        return _clip_samples(CLIP_WORLDS[world], split, n, seed, kinds, questions_per_scene, as_text, canvas_px)
+    if world not in WORLDS:
+        raise ValueError(f"unknown world {world!r}; expected one of {', '.join((*WORLDS, *CLIP_WORLDS))}")
+    chosen, seeds = world_of(world), split_seeds(split, seed)
     if set(kinds) <= _ONE_PER_OBJECT and questions_per_scene <= chosen.num_objects * len(set(kinds)):
-        return SceneSamples(chosen, split, n, seed, tuple(kinds), questions_per_scene, as_text, canvas_px)
+
+        def draw(number: int) -> list[Sample]:
+            return scene(chosen, seeds[number]).samples(
+                _in_turn(kinds, number * questions_per_scene), questions_per_scene, canvas_px=canvas_px, as_text=as_text,
+                id_prefix=f"{world}-{split}-{seeds[number]}",
+            )  # fmt: skip
+
+        return SceneSamples(draw, n, questions_per_scene)
     return samples(
         chosen, split, n, seed=seed, kinds=kinds, questions_per_scene=questions_per_scene, as_text=as_text, canvas_px=canvas_px
     )
+
+
+def _clip_samples(
+    world: ClipWorld, split: str, n: int, seed: int, kinds: Sequence[str], per_scene: int, as_text: bool, canvas_px: int | None
+) -> Sequence[Sample]:
+    names, seeds = check_clip_kinds(kinds), split_seeds(split, seed)
+    if as_text or per_scene > len(names):
+        raise ValueError(
+            f"world {world.name}: clips are not told as text, and have at most one question of each kind; "
+            f"got as_text={as_text} and {per_scene} questions of {len(names)} kinds"
+        )
+
+    def draw(number: int) -> list[Sample]:
+        prefix = f"{world.name}-{split}-{seeds[number]}"
+        made = clip_scene(world, seeds[number], canvas_px=canvas_px)
+        return made.samples(_in_turn(names, number * per_scene), per_scene, id_prefix=prefix)
+
+    return SceneSamples(draw, n, per_scene)
+
+
+def _in_turn(kinds: Sequence[str], before: int) -> tuple[str, ...]:
+    """The kinds from the one whose turn it is, after ``before`` questions."""
+    turn = before % len(kinds)
+    return (*kinds[turn:], *kinds[:turn])

@@ -31,7 +31,7 @@ class DataSpec(Part):
     """
 
     synth: str | None = None
-    """A world of `scenes` (detail, place, place_dense)."""
+    """A world of `scenes` (detail, place, place_dense) or, with a video, of `video_scenes` (clip)."""
     n: int = pydantic.Field(default=1024, ge=1)
     """Synthetic samples."""
     kinds: tuple[str, ...] = ("letter",)
@@ -61,9 +61,26 @@ class DataSpec(Part):
     holdout_frac: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of the pictures held out as ``split: test``, by content: a picture is never in two splits."""
     verify: Literal["none", "header", "full"] = "header"
-    """How pictures are looked at when reading: not at all, their headers, or decoded."""
+    """How pictures and videos are looked at when reading: not at all, their headers (a video's first frame), or decoded."""
     strict: bool = False
     """Stop at the first bad row instead of leaving it out."""
+
+    video_dir: str | None = None
+    """Folder that video paths start from; None: the folder of the file."""
+    video_fps: float = pydantic.Field(default=2.0, gt=0)
+    """Frames kept of a second of video, evenly spread, at least 4 in all."""
+    video_max_frames: int = pydantic.Field(default=64, ge=1)
+    video_max_pixels: int | None = pydantic.Field(default=768 * 28 * 28, ge=1)
+    """Largest area of a kept frame in px, for memory's sake (tools get full frames from the file); None: as in the file."""
+    video_plan: Literal["uniform", "pictures", "slow_fast"] = "uniform"
+    """uniform: a clip, which goes through the family's video processor; pictures: the same frames as pictures; slow_fast: as
+    pictures, frames like the one before small (`vlm.frames`). Tools that select frames need the clip of uniform."""
+    video_timestamps: bool = True
+    """pictures and slow_fast: write "<12.3 seconds>" before each frame. (Clips: Qwen3-VL and later write it themselves.)"""
+    video_budget_tokens: int = pydantic.Field(default=16384, ge=1)
+    """slow_fast: tokens of all frames together."""
+    video_token_px: int = pydantic.Field(default=28, ge=1)
+    """slow_fast: side of a token in px, 28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL and later."""
 
     mix: tuple[MixPart, ...] = ()
     """Several data sets at once."""

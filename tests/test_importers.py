@@ -289,4 +289,6 @@ def test_detect_knows_every_format_and_says_no_to_others() -> None:
         "plain",
         "trl",
         "easyr1",
+        "video_mme",
+        "longvideobench",
     }
