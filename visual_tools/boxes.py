@@ -1,6 +1,7 @@
-"""The one place that converts boxes. Everywhere else a box is ``(x1, y1, x2, y2)`` in pixels of the full-resolution picture.
+"""The one place that converts boxes and points. Everywhere else they are in pixels of the full-resolution picture, a box as
+``(x1, y1, x2, y2)``.
 
-How models write boxes (never guessed: it is a setting, or follows from the model's family):
+How models write coordinates (never guessed: it is a setting, or follows from the model's family):
 
 - norm1: 0 to 1 of each side;
 - norm1000: 0 to 1000 of each side (Qwen2-VL, Qwen3-VL, Qwen3.5);
@@ -10,6 +11,7 @@ How models write boxes (never guessed: it is a setting, or follows from the mode
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -19,6 +21,11 @@ from ..vlm.records import Box
 Coords = Literal["norm1", "norm1000", "abs_resized", "abs_original"]
 Size = tuple[int, int]
 """Width and height in pixels."""
+Point = tuple[float, float]
+"""``(x, y)``."""
+
+LARGEST = 1e9
+"""A number further from 0 is no coordinate, no time and no angle."""
 
 
 def to_px(box: Box, coords: Coords, size_px: Size, seen_px: Size | None = None) -> Box:
@@ -37,6 +44,34 @@ def from_px(box_px: Box, coords: Coords, size_px: Size, seen_px: Size | None = N
     return box_px[0] / x, box_px[1] / y, box_px[2] / x, box_px[3] / y
 
 
+def point_to_px(point: Point, coords: Coords, size_px: Size, seen_px: Size | None = None) -> Point:
+    """A model's point in pixels of a picture of ``size_px``; see `to_px`."""
+    x, y = _scale(coords, size_px, seen_px)
+    return point[0] * x, point[1] * y
+
+
+def point_from_px(point_px: Point, coords: Coords, size_px: Size, seen_px: Size | None = None) -> Point:
+    """Inverse of `point_to_px`, not rounded."""
+    x, y = _scale(coords, size_px, seen_px)
+    return point_px[0] / x, point_px[1] / y
+
+
+def extent(coords: Coords, size_px: Size, seen_px: Size | None = None) -> Point:
+    """The largest x and y that a model may write for a picture of ``size_px``."""
+    return point_from_px((float(size_px[0]), float(size_px[1])), coords, size_px, seen_px)
+
+
+def extent_text(coords: Coords, size_px: Size, seen_px: Size | None = None) -> str:
+    """`extent` as part of a sentence for the model."""
+    x, y = extent(coords, size_px, seen_px)
+    return f"x goes from 0 to {x:g}, y from 0 to {y:g}"
+
+
+def example(permille: Sequence[int], coords: Coords) -> list[float]:
+    """Coordinates for an example call, given in thousandths, as a model writes them for a picture of 1000 x 1000 px."""
+    return [value / 1000 for value in permille] if coords == "norm1" else list(permille)
+
+
 def _scale(coords: Coords, size_px: Size, seen_px: Size | None) -> tuple[float, float]:
     """Pixels per unit, for x and y."""
     if coords == "abs_original":
@@ -51,16 +86,45 @@ def _scale(coords: Coords, size_px: Size, seen_px: Size | None) -> tuple[float, 
     return size_px[0] / unit, size_px[1] / unit
 
 
+def read_number(value: object) -> float | None:
+    """A finite number from parsed JSON, also one written as text; None for anything else."""
+    if isinstance(value, str) and len(value) <= 40:
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    # bool is an int to Python; an int too large for a float is no coordinate either
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST or math.isnan(value):
+        return None
+    return float(value)
+
+
+def _read_numbers(value: object, count: int) -> list[float] | None:
+    """So many finite numbers; ``[[1, 2]]`` and ``"[1, 2]"`` are read as ``[1, 2]``. None: this is not what it is."""
+    if isinstance(value, str) and len(value) <= 200:
+        try:
+            value = json.loads(value if value.lstrip().startswith("[") else f"[{value}]")
+        except (ValueError, RecursionError):
+            return None
+    if isinstance(value, Sequence) and len(value) == 1 and isinstance(value[0], Sequence) and not isinstance(value[0], str):
+        value = value[0]
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+        return None
+    numbers = [number for number in map(read_number, value) if number is not None]
+    return numbers if len(numbers) == count else None
+
+
+def read_point(value: object) -> Point | str:
+    """Two finite numbers from parsed JSON, or a sentence that says what is wrong with it."""
+    numbers = _read_numbers(value, 2)
+    return "a point is a list of two finite numbers [x, y]" if numbers is None else (numbers[0], numbers[1])
+
+
 def read_box(value: object) -> Box | str:
     """Four finite numbers from parsed JSON, or a sentence that says what is wrong with it."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 4:
-        return "a box is a list of four numbers [x1, y1, x2, y2]"
-    numbers = []
-    for entry in value:
-        # bool is an int to Python; an int too large for a float is no coordinate either
-        if isinstance(entry, bool) or not isinstance(entry, int | float) or abs(entry) > 1e9 or math.isnan(entry):
-            return "a box is a list of four finite numbers [x1, y1, x2, y2]"
-        numbers.append(float(entry))
+    numbers = _read_numbers(value, 4)
+    if numbers is None:
+        return "a box is a list of four finite numbers [x1, y1, x2, y2]"
     x1, y1, x2, y2 = numbers
     if x2 <= x1 or y2 <= y1:
         return f"the box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] is empty: x1 < x2 and y1 < y2 are needed"
@@ -119,3 +183,12 @@ def round_out(box_px: Box, size_px: Size) -> tuple[int, int, int, int]:
     """Whole pixels that cover the box, inside the picture."""
     x1, y1 = max(0, math.floor(box_px[0])), max(0, math.floor(box_px[1]))
     return x1, y1, min(size_px[0], math.ceil(box_px[2])), min(size_px[1], math.ceil(box_px[3]))
+
+
+def elsewhere(box_px: Box, size_px: Size) -> Box:
+    """The box moved into the corner of the picture that is furthest from where it was; two large boxes overlap all the same."""
+    width, height = box_px[2] - box_px[0], box_px[3] - box_px[1]
+    left, top = size_px[0] - width, size_px[1] - height
+    corners = [(x, y) for y in (0.0, float(top)) for x in (0.0, float(left))]
+    x, y = max(corners, key=lambda corner: math.dist(corner, box_px[:2]))
+    return x, y, x + width, y + height

@@ -2,54 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from PIL import Image
+import pydantic
 
-from ..vlm.images import Picture, PictureError
-from ..vlm.records import Box
-from .boxes import Coords, Size, clip, grow, round_out, to_px
-
-GREY = (127, 127, 127)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZoomSettings:
-    """``coords``: how the model writes boxes (see `boxes`). A region narrower than ``min_side_px`` of the full-resolution
-    picture, or longer than ``max_aspect`` times its width, is widened around its centre. ``grey``: show a grey picture of the
-    same size instead, an ablation that tells whether the model uses what it sees.
-    """
-
-    coords: Coords = "norm1000"
-    min_side_px: int = 16
-    max_aspect: float = 100.0
-    grey: bool = False
+from ..vlm.images import Picture
+from ..vlm.records import Shown
+from . import boxes
+from .base import Arguments, BoxArgument, Done, Number, Scene, Seconds, Text, Tool, ToolError
+from .boxes import Coords
+from .frames import check_times, first_clip, frames_at
+from .pixels import decoded, fitted
 
 
-def zoom(picture: Picture, box: Box, settings: ZoomSettings, seen_px: Size | None = None) -> Picture | str:
-    """The region of ``box``, or a sentence that says why there is none. Never raises.
+class ZoomArguments(Arguments):
+    """What `Zoom` is told."""
 
-    ``seen_px``: width and height of ``picture`` as the model saw it (needed for coordinates in the resized picture).
-    """
-    if settings.coords == "abs_resized" and seen_px is None:
-        seen_px = picture.size_px
-    box_px = clip(to_px(box, settings.coords, picture.size_px, seen_px), picture.size_px)
-    if box_px is None:
-        width, height = _extent(settings.coords, picture.size_px, seen_px)
-        written = ", ".join(f"{value:g}" for value in box)
-        return f"the box [{written}] lies outside the picture: x goes from 0 to {width:g}, y from 0 to {height:g}"
-    region = round_out(grow(box_px, picture.size_px, settings.min_side_px, settings.max_aspect), picture.size_px)
-    if settings.grey:
-        return Picture.of(Image.new("RGB", (region[2] - region[0], region[3] - region[1]), GREY))
-    try:
-        return Picture.of(picture.rgb().crop(region))
-    except (PictureError, OSError) as error:
-        return f"the picture can no longer be read ({error})"
+    box: BoxArgument
+    """The region as [x1, y1, x2, y2], (x1, y1) its top left and (x2, y2) its bottom right corner."""
+    label: Text | None = None
+    """The name of what is looked at."""
+    time_s: Seconds | None = None
+    """For a video: zoom into the frame nearest to this second."""
+    padding_frac: Number | None = pydantic.Field(default=None, ge=0, le=10)
+    """Context on each side, as a share of the region's width and height."""
+
+    def source(self, shown: Shown) -> int:
+        clip = first_clip(shown) if self.time_s is not None and self.image is None else None
+        return super().source(shown) if clip is None else clip
 
 
-def _extent(coords: Coords, size_px: Size, seen_px: Size | None) -> tuple[float, float]:
-    if coords in ("norm1", "norm1000"):
-        unit = 1.0 if coords == "norm1" else 1000.0
-        return unit, unit
-    width, height = seen_px if coords == "abs_resized" and seen_px is not None else size_px
-    return float(width), float(height)
+class Zoom(Tool):
+    """Cuts a region out, clipped to the picture and widened to `ToolSettings.min_side_px` and ``max_aspect``."""
+
+    name: ClassVar[str] = "zoom"
+    description: ClassVar[str] = "Zoom in on a region of a picture by cutting it out."
+    arguments: ClassVar[type[Arguments]] = ZoomArguments
+
+    hidden: tuple[str, ...] = ("time_s", "padding_frac")
+
+    def examples(self, coords: Coords) -> Sequence[Mapping[str, Any]]:
+        return ({"box": boxes.example((250, 400, 500, 600), coords)},)
+
+    def run(self, arguments: ZoomArguments, scene: Scene) -> Done:
+        settings = scene.settings
+        picture, times_s = _frame(scene, arguments.time_s)
+        inside_px = scene.box_px(arguments.box, picture.size_px, arguments.padding_frac or 0.0)
+        grown_px = boxes.grow(inside_px, picture.size_px, settings.min_side_px, settings.max_aspect)
+        region_px = boxes.round_out(grown_px, picture.size_px)
+        cut = fitted(decoded(picture).crop(region_px), settings.max_pixels, settings.min_result_side_px)
+        return Done((cut,), picture, region_px, times_s, cut=True)
+
+
+def _frame(scene: Scene, time_s: float | None) -> tuple[Picture, tuple[float, ...]]:
+    """The picture to cut from and, when it is a frame, its second."""
+    if time_s is None:
+        return scene.picture(), ()
+    clip = scene.clip()
+    check_times(clip, (time_s,))
+    found = frames_at(clip, (time_s,))
+    if not found:
+        raise ToolError(f"the video has no frame at second {time_s:g}")
+    frame, at_s = found[0]
+    return frame, (at_s,)
