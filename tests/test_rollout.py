@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from foveate.visual_tools.dialects.hermes import ZOOM, write_call
-from foveate.visual_tools.toolbox import ZoomToolbox
+from foveate.visual_tools.dialects.base import Call
+from foveate.visual_tools.spec import zoom_toolbox
 from foveate.vlm.generate import Completion, HFEngine, Sampling
 from foveate.vlm.images import Picture
 from foveate.vlm.load import VLM, tiny_random
 from foveate.vlm.messages import Message
-from foveate.vlm.records import Group, Rollout, Sample, StopReason, View
-from foveate.vlm.rollout import Limits, Toolbox, derive_seed, rollout
+from foveate.vlm.records import Group, Reply, Rollout, Sample, Shown, StopReason, ToolCall, View
+from foveate.vlm.rollout import Limits, Rules, Toolbox, derive_seed, rollout
 from foveate.vlm.segments import Segment
 
 SAMPLING = Sampling(max_new_tokens=64)
@@ -37,7 +38,7 @@ def pair(name: str = "a", seed: int = 0) -> tuple[Sample, View]:
 
 
 def call(*box: float) -> str:
-    return write_call(ZOOM, {"bbox_2d": list(box)})
+    return zoom_toolbox().dialect.write([Call("zoom", {"box": list(box)})])
 
 
 @dataclass
@@ -49,7 +50,10 @@ class Script:
     ends: bool = True
     contexts: list[list[Segment]] = field(default_factory=list)
 
-    def generate(self, contexts: Sequence[Segment], seeds: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, contexts: Sequence[Segment], seeds: Sequence[Sequence[int]], sampling: Sampling, *, keep: bool = False,
+        after: Sequence[Completion | None] | None = None,
+    ) -> list[list[Completion]]:  # fmt: skip
         turn = len(self.contexts)
         self.contexts.append(list(contexts))
         speakers = iter([line for line in self.lines if len(line) > turn])
@@ -64,9 +68,8 @@ def play(
     lines: Sequence[Sequence[str]], limits: Limits | None = None, toolbox: Toolbox | None = None, n: int = 1
 ) -> tuple[list[Rollout], Script]:
     engine = Script(tiny(), lines)
-    groups = rollout(
-        [pair()], engine, tiny().renderer, n=n, sampling=SAMPLING, seed=0, toolbox=toolbox or ZoomToolbox(), limits=limits
-    )
+    rules = Rules(toolbox or zoom_toolbox(), limits or Limits())
+    groups = rollout([pair()], engine, tiny().renderer, n=n, sampling=SAMPLING, seed=0, rules=rules)
     return list(groups[0].rollouts), engine
 
 
@@ -114,7 +117,9 @@ CALLS = [[call(0, 0, 500, 500)] * 6]
     [
         (Limits(turns=2), StopReason.TURNS, 2),
         (Limits(pictures=2), StopReason.IMAGES, 3),
-        (Limits(repeats=1), StopReason.REPEATED_CALL, 2),
+        (Limits(pixels=2 * 56 * 56), StopReason.PIXELS, 3),
+        (Limits(repeats=0), StopReason.REPEATED_CALL, 2),
+        (Limits(repeats=2), StopReason.REPEATED_CALL, 4),
         (Limits(seconds=0.0), StopReason.SECONDS, 1),
         (Limits(total_tokens=5), StopReason.TOTAL_TOKENS, 1),
         (Limits(total_tokens=60), StopReason.TOTAL_TOKENS, 1),
@@ -133,7 +138,7 @@ def test_every_limit_ends_a_rollout_by_its_name(limits: Limits, stop: StopReason
 
 def test_an_action_cut_at_its_limit_calls_no_tool() -> None:
     engine = Script(tiny(), CALLS, ends=False)
-    (group,) = rollout([pair()], engine, tiny().renderer, n=1, sampling=SAMPLING, seed=0, toolbox=ZoomToolbox())
+    (group,) = rollout([pair()], engine, tiny().renderer, n=1, sampling=SAMPLING, seed=0, rules=Rules(zoom_toolbox()))
     assert group.rollouts[0].stop is StopReason.TURN_TOKENS
     assert group.rollouts[0].turns[0].stop is StopReason.TURN_TOKENS
 
@@ -141,7 +146,7 @@ def test_an_action_cut_at_its_limit_calls_no_tool() -> None:
 @pytest.mark.parametrize("fault", [ZeroDivisionError, KeyError, OSError, TypeError, RuntimeError, AttributeError])
 def test_a_tool_that_raises_is_reported_to_the_model(fault: type[Exception]) -> None:
     class Broken:
-        def act(self, text: str, pictures: Sequence[Picture], seen_px: Sequence[tuple[int, int]]) -> Message | None:
+        def act(self, text: str, shown: Shown) -> Reply | None:
             if "again" in text:
                 return None
             raise fault("by zero")
@@ -156,9 +161,74 @@ def test_a_tool_that_raises_is_reported_to_the_model(fault: type[Exception]) -> 
 def test_a_wrong_call_is_answered_and_the_model_may_try_again() -> None:
     (one,), _ = play([[call(5, 5, 1, 1), call(0, 0, 500, 500), "K"]])
     assert one.turns[0].observation is not None
-    assert "Error: the box [5, 5, 1, 1] is empty" in one.turns[0].observation.text
+    assert "Error: " in one.turns[0].observation.text
+    assert one.turns[0].calls[0].error is not None
+    assert one.turns[1].calls[0].error is None
     assert one.turns[1].observation is not None
     assert len(one.turns[1].observation.pictures) == 1
+
+
+def test_too_many_wrong_calls_end_a_rollout() -> None:
+    (one,), _ = play([[call(5, 5, 1, 1)] * 5], Limits(errors=1))
+    assert one.stop is StopReason.ERRORS
+    assert len(one.turns) == 2
+
+
+def test_what_a_call_did_is_kept_with_its_turn() -> None:
+    (one,), _ = play([[call(0, 0, 500, 500), "K"]])
+    (done,) = one.turns[0].calls
+    assert (done.name, done.coords, done.image, done.error) == ("zoom", "norm1000", 0, None)
+    assert done.box_px_xyxy == (0, 0, 56, 42)  # half of 112 x 84
+    assert one.calls == (done,)
+
+
+def test_a_result_that_cannot_be_shown_is_an_error_to_the_model() -> None:
+    class Line:
+        def act(self, text: str, shown: Shown) -> Reply | None:
+            sliver = Picture.of(np.zeros((2, 900, 3), np.uint8))
+            return None if shown.turn else Reply(Message.user(sliver), (ToolCall(name="line"),))
+
+    (one,), _ = play([["try", "again"]], toolbox=Line())
+    assert one.turns[0].observation is not None
+    assert "cannot be shown" in one.turns[0].observation.text
+    assert one.turns[0].calls[0].error is not None
+
+
+def test_tools_of_different_rollouts_run_side_by_side_and_a_slow_one_is_given_up() -> None:
+    inside, most = threading.Semaphore(0), threading.Barrier(3, timeout=20)
+
+    class Meets:
+        """Returns only when three calls are inside at once; hangs on "slow" until the test is over."""
+
+        def act(self, text: str, shown: Shown) -> Reply | None:
+            if shown.turn:
+                return None
+            if text == "slow":
+                inside.acquire(timeout=20)
+            else:
+                most.wait()
+            return Reply(Message.user(text), (ToolCall(name="meet"),))
+
+    played, _ = play([["a", "x"], ["b", "x"], ["c", "x"]], toolbox=Meets(), n=3)
+    assert [one.turns[0].observation for one in played] == [Message.user(text) for text in "abc"]
+    (late,), _ = play([["slow", "x"]], Limits(tool_seconds=0.2), Meets())
+    inside.release()
+    assert late.turns[0].observation is not None
+    assert "took longer than 0.2 s" in late.turns[0].observation.text
+    assert late.turns[0].calls[0].error is not None
+    assert late.stop is StopReason.ANSWERED
+
+
+def test_rules_are_chosen_by_sample() -> None:
+    pairs = [pair("plain", 0), pair("tools", 1)]
+    engine = Script(tiny(), [[call(0, 0, 500, 500)], [call(0, 0, 500, 500), "K"]])
+    groups = rollout(
+        pairs, engine, tiny().renderer, n=1, sampling=SAMPLING, seed=0,
+        rules=lambda sample: Rules(zoom_toolbox() if sample.id == "tools" else None),
+    )  # fmt: skip
+    plain, tools = (group.rollouts[0] for group in groups)
+    assert (len(plain.turns), plain.stop) == (1, StopReason.ANSWERED)
+    assert (len(tools.turns), tools.text) == (2, "K")
 
 
 def played_by_model(pairs: Sequence[tuple[Sample, View]], n: int, seed: int = 5) -> list[Group]:
