@@ -149,6 +149,17 @@ def blank(width_px: int, height_px: int) -> Picture:
     return Picture.of(np.full((height_px, width_px, 3), 127, np.uint8))
 
 
+def spotlight(picture: Picture, boxes: tuple[Box, ...], padding_frac: float) -> Picture:
+    """The picture with everything but the boxes (and some context) in its median colour: coordinates stay as they are."""
+    pixels = np.asarray(picture.rgb())
+    lit = np.empty_like(pixels)
+    lit[:] = np.median(pixels[:: max(1, len(pixels) // 256)].reshape(-1, 3), axis=0).astype(np.uint8)
+    for box in boxes:
+        x1, y1, x2, y2 = expanded(box, padding_frac, picture.width_px, picture.height_px)
+        lit[y1:y2, x1:x2] = pixels[y1:y2, x1:x2]
+    return Picture.of(lit)
+
+
 def boxed_picture(sample: Sample) -> Picture:
     """The picture that the evidence boxes belong to. `ValueError` names the sample."""
     index = sample.privileged.box_image

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 
@@ -80,11 +80,14 @@ class Blend(Sequence[Sample]):
         return source, position_to_index(self._rank[position], len(self.sources[source]), seed + source)
 
 
-def draw(samples: Sequence[Sample], position: int, seed: int) -> Sample:
-    """The sample at a position of the seeded order, of one data set or of a mixture."""
+_Item = TypeVar("_Item")
+
+
+def draw(samples: Sequence[_Item], position: int, seed: int) -> _Item:
+    """The sample (or whatever a data set holds) at a position of the seeded order, of one data set or of a mixture."""
     if isinstance(samples, Blend):
         source, index = samples.at(position, seed)
-        return samples.sources[source][index]
+        return cast("_Item", samples.sources[source][index])
     return samples[position_to_index(position, len(samples), seed)]
 
 

@@ -1,10 +1,11 @@
 """Synthetic worlds: coloured shapes that carry a letter, drawn at any resolution, with questions of growing difficulty.
 
-Three worlds, made for three questions about a vision-language model:
+Four worlds, made for four questions about a vision-language model:
 
 - ``detail``: the letter can be read in a crop and only partly in the full view (the gap that distillation closes);
 - ``place``: in the full view the shape and its place can be seen and the letter cannot, so the model has to zoom;
-- ``place_dense``: the same with more and denser shapes (room for reinforcement learning of the zoom).
+- ``place_crowd``: the same with more shapes, closer together (room for reinforcement learning of the zoom);
+- ``place_dense``: the same on a finer raster, which is harder still.
 
 All geometry is in fractions of the canvas; `Scene.draw` renders it at any number of pixels. A scene is a function of
 (world, seed) and of nothing else. Splits take their seeds from disjoint ranges, so a test scene is never a training scene.
@@ -95,6 +96,10 @@ WORLDS: dict[str, World] = {
         World(name="detail", canvas_px=128, grid=3, num_objects=4, object_px=(30, 36), jitter_px=3, zoom_window_k1000=400),
         World(
             name="place", canvas_px=400, grid=5, num_objects=5, object_px=(38, 48), jitter_px=14,
+            ink_max=60, noise_sd=16, line_px=4,
+        ),
+        World(
+            name="place_crowd", canvas_px=400, grid=4, num_objects=8, object_px=(36, 46), jitter_px=25,
             ink_max=60, noise_sd=16, line_px=4,
         ),
         World(

@@ -28,7 +28,7 @@ from .crops import CropSpec, OverlaySpec
 RED_BOX_HINT = "Only focus on the objects inside the red bounding box in the image to answer this question."
 """The sentence that Vision-OPD's data appends to a question whose picture has the box drawn in."""
 
-ImageOp = Literal["keep", "replace_by_crop", "append_crops", "overlay_box", "degrade", "blank"]
+ImageOp = Literal["keep", "replace_by_crop", "append_crops", "overlay_box", "spotlight", "degrade", "blank"]
 Reveal = Literal["box", "crop", "answer", "rationale", "coordinates", "prompt"]
 
 
@@ -39,13 +39,15 @@ class ViewSpec(crops.Part):
     """Written into metrics and rollouts; a preset's name by default."""
     image: tuple[ImageOp, ...] = ("keep",)
     """What happens to the pictures, in this order: keep; replace_by_crop (the picture with the evidence gives way to its crops);
-    append_crops (crops follow the question); overlay_box; degrade (smaller); blank (grey). Crops are cut from the original."""
+    append_crops (crops follow the question); overlay_box; spotlight (all but the evidence in one colour); degrade (smaller); blank
+    (grey). Crops are cut from the original."""
     crop: CropSpec = CropSpec()
     overlay: OverlaySpec = OverlaySpec()
     degrade_factor: float = pydantic.Field(default=4.0, gt=1)
     """Both sides are divided by this."""
     system: str = "own"
-    """own: the sample's system prompt, if any; none: no system prompt; anything else is the system prompt."""
+    """own: the sample's system prompt, if any; none: no system prompt; tools: the one that offers the sample's tools in their
+    dialect; anything else is the system prompt."""
     question: Literal["own", "teacher"] = "own"
     """teacher: the teacher prompt that came with the data (``teacher_prompt``) takes the question's place."""
     options: bool = True
@@ -88,7 +90,7 @@ class ViewSpec(crops.Part):
     def uses(self) -> tuple[Reveal, ...]:
         """The privileged things that this view shows."""
         shown: list[Reveal] = []
-        if "overlay_box" in self.image:
+        if "overlay_box" in self.image or "spotlight" in self.image:
             shown.append("box")
         if "replace_by_crop" in self.image or "append_crops" in self.image:
             shown.append("crop")
@@ -141,16 +143,23 @@ def _preset(name: str) -> ViewSpec:
     return PRESETS[name]
 
 
-def make_view(sample: Sample, spec: ViewSpec, role: Literal["student", "teacher"]) -> View:
-    """The sample as this view shows it. `ValueError` names the sample and what it lacks."""
+def make_view(sample: Sample, spec: ViewSpec, role: Literal["student", "teacher"], tools_prompt: str | None = None) -> View:
+    """The sample as this view shows it; ``tools_prompt`` offers its tools. `ValueError` names the sample and what it lacks."""
     if sample.video is not None and spec.image != ("keep",):
         raise ValueError(
             f"sample {sample.id}: the view {spec.name or spec.image} changes pictures and the sample has a video; use image: keep"
         )
     parts = _user_parts(sample, spec)
-    system = sample.system if spec.system == "own" else None if spec.system == "none" else spec.system
+    system = _system(sample, spec, tools_prompt)
     head = (Message.system(system),) if system else ()
     return View(role=role, messages=(*head, Message("user", parts)), name=spec.name)
+
+
+def _system(sample: Sample, spec: ViewSpec, tools_prompt: str | None) -> str | None:
+    if spec.system == "tools" and tools_prompt is None:
+        name = spec.name or "given"
+        raise ValueError(f"sample {sample.id}: the view {name} offers tools and none are given; set `tools` in the recipe")
+    return {"own": sample.system, "none": None, "tools": tools_prompt}.get(spec.system, spec.system)
 
 
 def _user_parts(sample: Sample, spec: ViewSpec) -> tuple[Part, ...]:
@@ -194,7 +203,7 @@ def _pictures(sample: Sample, spec: ViewSpec) -> tuple[tuple[Picture, ...], tupl
     pictures = list(sample.images)
     extra: tuple[Picture, ...] = ()
     for op in spec.image:
-        if op in ("overlay_box", "degrade", "blank") and not pictures:
+        if op in ("overlay_box", "spotlight", "degrade", "blank") and not pictures:
             raise ValueError(f"sample {sample.id}: the view {spec.name or op} changes pictures and the sample has none")
         if op == "overlay_box":
             # Vision-OPD's released pictures come with the box drawn in, and without its coordinates.
@@ -202,6 +211,10 @@ def _pictures(sample: Sample, spec: ViewSpec) -> tuple[tuple[Picture, ...], tupl
                 evidence = crops.evidence_boxes(sample, spec.crop)
                 index = sample.privileged.box_image
                 pictures[index] = crops.draw_boxes(pictures[index], evidence, spec.overlay)
+        elif op == "spotlight":
+            index = sample.privileged.box_image
+            evidence = crops.evidence_boxes(sample, spec.crop)
+            pictures[index] = crops.spotlight(pictures[index], evidence, spec.crop.padding_frac)
         elif op == "degrade":
             pictures = [crops.degrade(picture, spec.degrade_factor) for picture in pictures]
         elif op == "blank":

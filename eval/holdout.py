@@ -9,12 +9,13 @@ from typing import Any
 
 from ..datasets.views import ViewSpec, make_view
 from ..rewards.combine import score_text
+from ..visual_tools.spec import ToolsSpec, build_toolbox
 from ..vlm.generate import HFEngine, Sampling
 from ..vlm.images import Picture
 from ..vlm.load import VLM
 from ..vlm.messages import to_json
 from ..vlm.records import Rollout, Sample
-from ..vlm.rollout import Limits, Toolbox, rollout
+from ..vlm.rollout import Limits, Rules, rollout
 from .intervals import accuracy_interval
 
 _PROMPTS_AT_ONCE = 128
@@ -22,11 +23,11 @@ _PROMPTS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One view of a held-out split; with a ``toolbox`` its tool calls are executed (at most ``max_turns`` turns)."""
+    """One view of a held-out split; with ``tools`` its tool calls are carried out (at most ``max_turns`` turns)."""
 
     samples: Sequence[Sample]
     view: ViewSpec
-    toolbox: Toolbox | None = None
+    tools: ToolsSpec | None = None
     max_turns: int = 1
 
 
@@ -82,7 +83,9 @@ class HoldoutEvaluator:
         }
 
     def _play(self, vlm: VLM, held: HeldOut, samples: Sequence[Sample]) -> list[Rollout]:
-        pairs = [(sample, make_view(sample, held.view, "student")) for sample in samples]
+        toolbox = None if held.tools is None else build_toolbox(held.tools, vlm.family.coords)
+        prompt = None if toolbox is None else toolbox.system_prompt
+        pairs = [(sample, make_view(sample, held.view, "student", prompt)) for sample in samples]
         sampling = Sampling(temperature=0.0, max_new_tokens=self.max_new_tokens)
         groups = rollout(
             pairs,
@@ -91,7 +94,6 @@ class HoldoutEvaluator:
             n=1,
             sampling=sampling,
             seed=0,
-            toolbox=held.toolbox,
-            limits=Limits(turns=held.max_turns),
+            rules=Rules(toolbox, Limits(turns=held.max_turns)),
         )
         return [group.rollouts[0] for group in groups]

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from . import cli_play
+
 if TYPE_CHECKING:
     from .doctor import Finding
 
@@ -30,6 +32,9 @@ recipes_app = typer.Typer(invoke_without_command=True, help="Recipes that ship w
 app.add_typer(data_app, name="data")
 app.add_typer(tiny_app, name="tiny")
 app.add_typer(recipes_app, name="recipes")
+
+app.command()(cli_play.rollout)
+app.command()(cli_play.sample)
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

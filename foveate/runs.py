@@ -14,7 +14,6 @@ from .train.config import RunConfig
 from .train.loop import train
 from .train.recorder import IMAGES
 from .train.report import write_report
-from .visual_tools.toolbox import ZoomToolbox
 from .vlm.images import Picture
 
 
@@ -26,7 +25,9 @@ def holdout_evaluator(config: RunConfig, images: Path | None = None) -> HoldoutE
     own = {name: load_data(spec) for name, spec in part.extra.items()}
     common = load_data(part.data)
     views = {
-        name: HeldOut(own.get(name, common), view, ZoomToolbox() if name in part.tools else None, 4 if name in part.tools else 1)
+        name: HeldOut(own.get(name, common), view, part.tools[name] or config.tools, part.max_turns)
+        if name in part.tools
+        else HeldOut(own.get(name, common), view)
         for name, view in part.views.items()
     }
     store = None if images is None else functools.partial(Picture.save_png, folder=images)
@@ -44,6 +45,6 @@ def run_recipe(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
         }
         return {"gain_ci95": gains, "command": command}
 
-    summary = train(config, folder, holdout_evaluator(config, folder / IMAGES), ZoomToolbox(), finish)
+    summary = train(config, folder, holdout_evaluator(config, folder / IMAGES), finish)
     write_report(folder)
     return summary

@@ -204,8 +204,103 @@ def test_sampled_token_gradient_is_the_dense_reverse_kl_gradient_on_average() ->
     assert dense.abs().max() > 0.1
 
 
+def test_k2_by_hand() -> None:
+    student, teacher = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.25, 0.3, 0.45]]).log()
+    value, gradient = divergence_and_gradient("reverse_kl", student, teacher, support="sampled", targets_R=torch.tensor([0]))
+    assert value.item() == pytest.approx(0.5 * math.log(2) ** 2)
+    # (log .5 - log .25) (1[v = 0] - p_v)
+    assert gradient[0].tolist() == pytest.approx([math.log(2) * 0.5, -math.log(2) * 0.3, -math.log(2) * 0.2])
+    value, gradient = divergence_and_gradient("reverse_kl", student, teacher, support="sampled", targets_R=torch.tensor([1]))
+    assert value.item() == 0
+    assert gradient.eq(0).all(), "both say .3"
+
+
+def test_the_mean_of_k2s_gradient_over_all_tokens_is_the_gradient_of_reverse_kl() -> None:
+    ls, lt = logits(1, 5, seed=11, scale=1.0).log_softmax(-1), logits(1, 5, seed=12, scale=1.0).log_softmax(-1)
+    _, dense = divergence_and_gradient("reverse_kl", ls, lt)
+    every = ls.expand(5, 5).contiguous(), lt.expand(5, 5).contiguous()
+    value, gradient = divergence_and_gradient("reverse_kl", *every, support="sampled", targets_R=torch.arange(5))
+    torch.testing.assert_close((ls[0].exp()[:, None] * gradient).sum(0), dense[0], rtol=1e-10, atol=1e-12)
+    assert dense.abs().max() > 0.1
+    assert float(ls[0].exp() @ value) != pytest.approx(divergence("reverse_kl", ls, lt).item(), rel=0.05), "the value is another"
+
+
+def test_k2_is_differentiated_and_not_only_weighed() -> None:
+    student, teacher = logits(4, 7, seed=3).requires_grad_(), logits(4, 7, seed=4).log_softmax(-1)
+    targets = torch.tensor([6, 0, 3, 3])
+    mine = student.log_softmax(-1)
+    want = 0.5 * (mine - teacher).gather(1, targets[:, None])[:, 0] ** 2
+    (slope,) = torch.autograd.grad(want.sum(), student)
+    for scratch in (None, (torch.empty(4, 7, dtype=torch.float64), torch.empty(4, 7, dtype=torch.float64))):
+        value, gradient = divergence_and_gradient(
+            "reverse_kl", mine.detach().clone(), teacher.clone(), support="sampled", targets_R=targets, scratch=scratch
+        )
+        torch.testing.assert_close(value, want.detach(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(gradient, slope, rtol=1e-10, atol=1e-13)
+
+
+def test_clipped_terms_by_hand() -> None:
+    student, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    # forward: .25 ln .5 stays, .75 ln 1.5 = .304 is cut: what is left is -.25 log p_0, whose derivative is -.25 (1[v = 0] - p_v)
+    value, gradient = divergence_and_gradient("forward_kl", student, teacher, term_clip=0.05)
+    assert value.item() == pytest.approx(0.25 * math.log(0.5) + 0.05)
+    assert gradient[0].tolist() == pytest.approx([-0.125, 0.125])
+    # reverse: .5 ln 2 = .347 is cut, .5 ln (2/3) stays: d/dp_1 p_1 log(p_1 / .75) = ln(2/3) + 1, times dp_1/dz = (-.25, .25)
+    value, gradient = divergence_and_gradient("reverse_kl", student, teacher, term_clip=0.05)
+    assert value.item() == pytest.approx(0.05 + 0.5 * math.log(2 / 3))
+    slope = 0.25 * (math.log(2 / 3) + 1)
+    assert gradient[0].tolist() == pytest.approx([-slope, slope])
+
+
+@pytest.mark.parametrize(("support", "top_c"), [("full", 1), ("top", 4)])
+@pytest.mark.parametrize("name", NAMES)
+def test_clipped_terms_have_no_gradient_and_the_others_keep_theirs(name: str, support: str, top_c: int) -> None:
+    student, teacher = logits(6, 17, seed=3).requires_grad_(), logits(6, 17, seed=4).log_softmax(-1)
+    ls, lt = student.log_softmax(-1), teacher
+    if support == "top":
+        _, ls, lt = top_support(ls, lt, top_c)
+    p, q = ls.exp(), lt.exp()
+    m = (0.7 * p + 0.3 * q).log()
+    terms = {"forward_kl": q * (lt - ls), "reverse_kl": p * (ls - lt), "jsd": 0.7 * p * (ls - m) + 0.3 * q * (lt - m)}[name]
+    assert 0 < (terms > 0.05).sum() < terms.numel()
+    want = terms.clamp(max=0.05).sum(-1)
+    (slope,) = torch.autograd.grad(want.sum(), student)
+    for scratch in (None, (torch.empty(6, 17, dtype=torch.float64), torch.empty(6, 17, dtype=torch.float64))):
+        value, gradient = divergence_and_gradient(
+            name,
+            student.detach().log_softmax(-1),
+            teacher.clone(),
+            0.3,
+            support=support,
+            top_c=top_c,
+            term_clip=0.05,
+            scratch=scratch,
+        )
+        torch.testing.assert_close(value, want.detach(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clip_above_all_terms_changes_nothing_and_equal_rows_stay_exactly_zero(name: str) -> None:
+    ls, lt = logits(5, 11, seed=1).log_softmax(-1), logits(5, 11, seed=2).log_softmax(-1)
+    want = divergence_and_gradient(name, ls, lt)
+    got = divergence_and_gradient(name, ls, lt, term_clip=1e6)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    value, gradient = divergence_and_gradient(name, ls, ls.clone(), term_clip=0.05)
+    assert value.eq(0).all()
+    assert gradient.eq(0).all()
+
+
 def test_mistakes_are_named() -> None:
     rows = torch.zeros(1, 3).log_softmax(-1)
+    with pytest.raises(ValueError, match="one token estimates the reverse KL only"):
+        divergence_and_gradient("jsd", rows, rows, support="sampled", targets_R=torch.tensor([0]))
+    with pytest.raises(ValueError, match="targets_R, the sampled tokens, are needed"):
+        divergence_and_gradient("reverse_kl", rows, rows, support="sampled")
+    with pytest.raises(ValueError, match=r"term_clip 0\.05 with support sampled"):
+        divergence_and_gradient("reverse_kl", rows, rows, support="sampled", term_clip=0.05, targets_R=torch.tensor([0]))
+    with pytest.raises(ValueError, match="must be above 0"):
+        divergence_and_gradient("jsd", rows, rows, term_clip=0.0)
     with pytest.raises(ValueError, match="use one of forward_kl, reverse_kl, jsd"):
         divergence("kl", rows, rows)
     with pytest.raises(ValueError, match="between 0 and 1, or forward_kl / reverse_kl"):

@@ -13,8 +13,10 @@ from foveate.eval.holdout import HeldOut, HoldoutEvaluator
 from foveate.eval.intervals import accuracy_interval, paired_gain_interval
 from foveate.train.collect import Task
 from foveate.train.config import SamplingPart
-from foveate.visual_tools.toolbox import ZoomToolbox
+from foveate.train.protocols import Protocols
+from foveate.visual_tools.spec import ToolsSpec
 from foveate.vlm.load import VLM, load
+from foveate.vlm.rollout import Limits
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def test_the_embedded_model_reads_crops_better_than_pictures_and_zooms(tiny: VLM
     views = {
         "full": HeldOut(detail, resolve_view("tiny.full")),
         "crop": HeldOut(detail, resolve_view("tiny.crop")),
-        "zoom": HeldOut(place, resolve_view("tiny.tools"), ZoomToolbox(), 4),
+        "zoom": HeldOut(place, resolve_view("tiny.tools"), ToolsSpec(), 4),
         "direct": HeldOut(place, resolve_view("tiny.full")),
     }
     found = HoldoutEvaluator(views, max_new_tokens=80, during=8)(tiny, 0, True)["views"]
@@ -53,7 +55,7 @@ def test_what_cannot_be_parsed_is_wrong_and_counted(tiny: VLM) -> None:
 
 def test_law_13_training_and_evaluation_write_the_same_prompt(tiny: VLM) -> None:
     samples, spec = scene_samples("place", "test", 3), resolve_view("tiny.tools")
-    task = Task("main", samples, spec, 3, 1, SamplingPart(), seed=0)
+    task = Task("main", samples, spec, 3, 1, SamplingPart(), 0, Protocols(ToolsSpec(), {}, Limits(turns=1), "norm1000"))
     trained = {sample.id: tiny.renderer.prompt(view.messages) for sample, view in task.draw(0)}
     for sample in samples:
         evaluated = tiny.renderer.prompt(make_view(sample, spec, "student").messages)

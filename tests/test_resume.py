@@ -18,7 +18,6 @@ from foveate.train import checkpoint
 from foveate.train.config import RunConfig
 from foveate.train.loop import Interrupted, train
 from foveate.train.recipes import load_recipe
-from foveate.visual_tools.toolbox import ZoomToolbox
 from foveate.vlm.load import VLM, load
 
 SMALL = [
@@ -69,13 +68,13 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("recipe", CASES)
 def test_a_killed_and_resumed_run_logs_the_same_numbers(recipe: str, tmp_path: Path) -> None:
     config = load_recipe(recipe, [*SMALL, *CASES[recipe]])
-    train(config, tmp_path / "whole", evaluator(), ZoomToolbox())
+    train(config, tmp_path / "whole", evaluator())
     deaths = (1, 3, 5)
     evaluate = evaluator(deaths)
     for _ in deaths:
         with pytest.raises(Killed):
-            train(config, tmp_path / "killed", evaluate, ZoomToolbox())
-    train(config, tmp_path / "killed", evaluate, ZoomToolbox())
+            train(config, tmp_path / "killed", evaluate)
+    train(config, tmp_path / "killed", evaluate)
     want, have = logged(tmp_path / "whole"), logged(tmp_path / "killed")
     assert have == want
     assert len({row["loss/total"] for row in want if "loss/total" in row}) == 6, "the run must learn something at every step"
@@ -83,13 +82,13 @@ def test_a_killed_and_resumed_run_logs_the_same_numbers(recipe: str, tmp_path: P
 
 def test_a_run_resumed_from_another_state_is_seen(tmp_path: Path) -> None:
     config = load_recipe("tiny/vision_opd", [*SMALL, *CASES["tiny/vision_opd"]])
-    train(config, tmp_path / "whole", evaluator(), ZoomToolbox())
+    train(config, tmp_path / "whole", evaluator())
     with pytest.raises(Killed):
-        train(config, tmp_path / "killed", evaluator((3,)), ZoomToolbox())
+        train(config, tmp_path / "killed", evaluator((3,)))
     path = checkpoint.folder_of(tmp_path / "killed", 2) / "trainer" / "teacher.pt"
     state = torch.load(path)
     torch.save({name: value + 0.01 if value.is_floating_point() else value for name, value in state.items()}, path)
-    train(config, tmp_path / "killed", evaluator(), ZoomToolbox())
+    train(config, tmp_path / "killed", evaluator())
     assert logged(tmp_path / "killed")[-1] != logged(tmp_path / "whole")[-1]
 
 

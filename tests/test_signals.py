@@ -8,9 +8,9 @@ import pytest
 from helpers import picture, scripted, view_of
 
 from foveate.train.config import Anchor, DistillSignal, GrpoSignal, SftSignal
+from foveate.train.signals.advantage import advantages
 from foveate.train.signals.anchor import AnchorSignal
 from foveate.train.signals.base import Context
-from foveate.train.signals.grpo import advantages
 from foveate.train.signals.registry import builder
 from foveate.vlm.load import VLM, tiny_random
 from foveate.vlm.records import Group, Privileged, Reward, Rollout, Sample, Signal, Turn
@@ -36,17 +36,17 @@ def group(vlm: VLM, rewards: tuple[float, ...] = (1.0, 0.0)) -> Group:
 
 
 def test_grpo_advantages_by_hand() -> None:
-    assert advantages([1.0, 0.0, 0.0, 1.0], "none") == [0.5, -0.5, -0.5, 0.5]
+    assert advantages([1.0, 0.0, 0.0, 1.0], "mean") == [0.5, -0.5, -0.5, 0.5]
     std = (4 * 0.25 / 3) ** 0.5
-    assert advantages([1.0, 0.0, 0.0, 1.0], "std") == pytest.approx(
+    assert advantages([1.0, 0.0, 0.0, 1.0], "mean_std") == pytest.approx(
         [0.5 / (std + 1e-4), -0.5 / (std + 1e-4), -0.5 / (std + 1e-4), 0.5 / (std + 1e-4)]
     )
-    assert advantages([0.3, 0.3], "std") == [0.0, 0.0]
+    assert advantages([0.3, 0.3], "mean_std") == [0.0, 0.0]
 
 
 def test_grpo_gives_every_action_token_its_rollouts_advantage(vlm: VLM) -> None:
     made = group(vlm)
-    signals = builder(GrpoSignal(kind="grpo", scale="none")).build([made], Context(no_teacher))
+    signals = builder(GrpoSignal(kind="grpo", advantage="mean")).build([made], Context(no_teacher))
     assert [one.advantages_NK for one in signals] == [
         tuple((value,) * len(turn.action_ids_K) for turn in rollout.turns)
         for value, rollout in zip((0.5, -0.5), made.rollouts, strict=True)

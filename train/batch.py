@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
@@ -18,23 +17,7 @@ from ..vlm.packing import Packed, pack
 from ..vlm.records import Rollout, Signal, View
 from ..vlm.render import Renderer
 from ..vlm.segments import Rendered, Segment
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One named loss: how its rows are weighted, and the settings of its divergence or policy term."""
-
-    name: str
-    weight: float = 1.0
-    reduction: Literal["token", "sequence"] = "token"
-    divergence: str = "jsd"
-    beta: float = 0.5
-    support: Literal["full", "top"] = "full"
-    top_c: int = 100
-    temperature: float = 1.0
-    clip_low: float | None = None
-    """None: no clipping (the gradient of the sampled-token estimate)."""
-    clip_high: float | None = None
+from .streams import Denominators, Stream, denominators, plain_weight, row_weight, teaches
 
 
 @dataclass
@@ -49,13 +32,22 @@ class KdRows:
 
 @dataclass
 class RlRows:
-    """Rows of one rl stream."""
+    """Rows of one rl stream.
+
+    ``old_logprobs_R`` are the sampler's, ``sequence_R`` says which rows are of one rollout. With a KL to a reference,
+    ``reference_R`` are its log-probs and ``kl_weights_R`` the weights of the term in the loss. ``start_logprobs_R`` are the
+    trainer's own log-probs before the first of several updates, where they are needed (see `policy`).
+    """
 
     stream: Stream
     index_R: torch.Tensor
     advantages_R: torch.Tensor
     old_logprobs_R: torch.Tensor
     weights_R: torch.Tensor
+    sequence_R: torch.Tensor
+    reference_R: torch.Tensor | None = None
+    kl_weights_R: torch.Tensor | None = None
+    start_logprobs_R: torch.Tensor | None = None
 
 
 @dataclass
@@ -108,33 +100,20 @@ class _Sequence:
         return self.rollout.group_id, self.rollout.view
 
 
-Denominators = Mapping[str, float]
-
-
-def denominators(signals: Sequence[Signal], streams: Mapping[str, Stream]) -> dict[str, float]:
-    """What each stream's sum is divided by, over the whole step: action tokens (token) or rollouts (sequence).
-
-    Every token of a signal's present stream counts, whatever its weight: a zero advantage is an answer, not an absence.
-    """
-    totals: dict[str, float] = {}
-    for signal in signals:
-        stream = streams[signal.stream]
-        totals[stream.name] = totals.get(stream.name, 0.0) + (signal.rollout.num_actions if stream.reduction == "token" else 1)
-    return totals
-
-
 def make_batches(
     signals: Sequence[Signal],
     streams: Mapping[str, Stream],
     renderer: Renderer,
     micro_tokens: int,
     totals: Denominators | None = None,
+    longest_tokens: int | None = None,
 ) -> list[Batch]:
     """Pack signals into batches of about ``micro_tokens`` tokens; the rollouts of a prompt are never separated.
 
-    ``totals``: denominators of the whole step when ``signals`` are only this rank's share.
+    ``totals``: denominators of the whole step when ``signals`` are only this rank's share. ``longest_tokens``: the most action
+    tokens that a rollout can have (for reduction constant). Signals without a stream are left out; if all are, there is no batch.
     """
-    totals = denominators(signals, streams) if totals is None else totals
+    totals = denominators(signals, streams, longest_tokens) if totals is None else totals
     batches: list[Batch] = []
     open_groups: list[list[_Sequence]] = []
     open_tokens = 0
@@ -153,7 +132,7 @@ def make_batches(
 def _groups(signals: Sequence[Signal], renderer: Renderer) -> list[list[_Sequence]]:
     by_rollout: dict[tuple[str, int], list[Signal]] = {}
     for signal in signals:
-        if signal.rollout.num_actions:
+        if signal.rollout.num_actions and teaches(signal):
             by_rollout.setdefault((signal.rollout.group_id, signal.rollout.index), []).append(signal)
     groups: dict[str, list[_Sequence]] = {}
     for (group_id, _), same in by_rollout.items():
@@ -220,23 +199,26 @@ def _add_streams(
     batch: Batch, sequences: list[_Sequence], first_row: list[int], streams: Mapping[str, Stream], totals: Denominators
 ) -> None:
     kd: dict[str, list[tuple[int, int, float]]] = {}
-    rl: dict[str, list[tuple[int, float, float, float]]] = {}
+    rl: dict[str, list[_RlRow]] = {}
     ce: dict[str, list[tuple[int, float]]] = {}
     teacher_row = 0
-    for sequence, row in zip(sequences, first_row, strict=True):
+    for place, (sequence, row) in enumerate(zip(sequences, first_row, strict=True)):
         old = [value for turn in sequence.rollout.turns for value in turn.action_logprobs_K]
         rows = range(row, row + len(old))
         for signal in sequence.signals:
             stream = streams[signal.stream]
-            unit = stream.weight / totals[stream.name] / (1 if stream.reduction == "token" else len(old))
+            unit = row_weight(signal, stream, totals)
             if signal.kd_weights_NK is not None:
                 weights = _flat(signal.kd_weights_NK)
                 kd.setdefault(stream.name, []).extend(
                     (r, teacher_row + i, w * unit) for i, (r, w) in enumerate(zip(rows, weights, strict=True)) if w
                 )
             if signal.advantages_NK is not None:
-                values = _flat(signal.advantages_NK)
-                rl.setdefault(stream.name, []).extend((r, a, o, unit) for r, a, o in zip(rows, values, old, strict=True))
+                values, reference = _flat(signal.advantages_NK), _flat(signal.teacher_logprobs_NK or ((0.0,) * len(old),))
+                kl = plain_weight(signal, stream, totals) * stream.kl_weight
+                rl.setdefault(stream.name, []).extend(
+                    (r, a, o, unit, place, q, kl) for r, a, o, q in zip(rows, values, old, reference, strict=True)
+                )
             if signal.ce_weights_NK is not None:
                 weights = _flat(signal.ce_weights_NK)
                 ce.setdefault(stream.name, []).extend((r, w * unit) for r, w in zip(rows, weights, strict=True) if w)
@@ -246,17 +228,19 @@ def _add_streams(
         KdRows(streams[name], _long(r for r, _, _ in found), _long(t for _, t, _ in found), _float(w for _, _, w in found))
         for name, found in kd.items()
     ]
-    batch.rl = [
-        RlRows(
-            streams[name],
-            _long(f[0] for f in found),
-            _float(f[1] for f in found),
-            _float(f[2] for f in found),
-            _float(f[3] for f in found),
-        )
-        for name, found in rl.items()
-    ]
+    batch.rl = [_rl_rows(streams[name], found) for name, found in rl.items()]
     batch.ce = [CeRows(streams[name], _long(r for r, _ in found), _float(w for _, w in found)) for name, found in ce.items()]
+
+
+_RlRow = tuple[int, float, float, float, int, float, float]
+
+
+def _rl_rows(stream: Stream, found: Sequence[_RlRow]) -> RlRows:
+    index, advantages, old, weights, places, reference, kl_weights = zip(*found, strict=True)
+    rows = RlRows(stream, _long(index), _float(advantages), _float(old), _float(weights), _long(places))
+    if stream.kl != "none":
+        rows.reference_R, rows.kl_weights_R = _float(reference), _float(kl_weights)
+    return rows
 
 
 def _flat(values_NK: Sequence[Sequence[float]]) -> list[float]:

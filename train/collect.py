@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 from ..datasets.leaks import check_student_view
 from ..datasets.mix import draw
+from ..datasets.trajectories import Trajectory, drop_thoughts
 from ..datasets.views import ViewSpec, make_view
 from ..vlm.generate import Engine, Sampling
-from ..vlm.records import Group, Rollout, Sample, StopReason, Turn, View
+from ..vlm.records import Group, Sample, View
 from ..vlm.render import Renderer
-from ..vlm.rollout import Limits, Toolbox, rollout
+from ..vlm.rollout import derive_seed, rollout
 from .config import SamplingPart
+from .protocols import Protocols
+from .script import play_script
+from .signals.settings import SftSignal
 
 
 @dataclass(frozen=True)
@@ -27,61 +31,67 @@ class Task:
     rollouts: int
     sampling: SamplingPart
     seed: int
-    toolbox: Toolbox | None = None
+    protocols: Protocols
     leak_check: bool = False
     pool: tuple[Group, ...] = ()
     """Groups played beforehand, used in turn in place of new ones."""
+    rounds: int = 1
+    """A step owns ``rounds x prompts`` draws; the first ``prompts`` of them are played unless places are named."""
 
     def pooled(self, size: int, engine: Engine, renderer: Renderer) -> Task:
         """This task with at least ``size`` groups played now, with the weights that the engine has now."""
         groups = [group for step in range(-(-size // self.prompts)) for group in self.play(step, engine, renderer)]
         return dataclasses.replace(self, pool=tuple(groups))
 
-    def draw(self, step: int) -> list[tuple[Sample, View]]:
+    def draw(self, step: int, places: range | None = None) -> list[tuple[Sample, View]]:
         """The samples of a step with their student views: a function of seed and step alone, so a resumed run goes on exactly."""
         drawn = []
-        for place in range(self.prompts):
-            sample = draw(self.samples, step * self.prompts + place, self.seed)
-            view = make_view(sample, self.view, "student")
-            if self.leak_check:
-                check_student_view(sample, view, self.view)
-            drawn.append((sample, view))
+        for place in places or range(self.prompts):
+            sample = draw(self.samples, step * self.rounds * self.prompts + place, self.seed)
+            drawn.append((sample, self.view_of(sample)))
         return drawn
 
-    def play(self, step: int, engine: Engine, renderer: Renderer) -> list[Group]:
+    def play(self, step: int, engine: Engine, renderer: Renderer, places: range | None = None) -> list[Group]:
         """The step's rollouts: sampled now, or the pool's next."""
+        places = places or range(self.prompts)
         if self.pool:
-            return [
-                _named(self.pool[(step * self.prompts + place) % len(self.pool)], self.name, step, place)
-                for place in range(self.prompts)
-            ]
+            return [_named(self.pool[(step * self.prompts + place) % len(self.pool)], self.name, step, place) for place in places]
         sampling = Sampling(self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, self.sampling.max_new_tokens)
+        seed = self.seed * 1_000_003 + step
         groups = rollout(
-            self.draw(step),
+            self.draw(step, places),
             engine,
             renderer,
             n=self.rollouts,
             sampling=sampling,
-            seed=self.seed * 1_000_003 + step,
+            seed=derive_seed(seed, places.start) if places.start else seed,  # a sample met again in a later round is played anew
             policy_version=step,
-            toolbox=self.toolbox,
-            limits=Limits(turns=self.sampling.max_turns),
+            rules=self.protocols.rules,
         )
-        return [_named(group, self.name, step, place) for place, group in enumerate(groups)]
+        return [_named(group, self.name, step, place) for place, group in zip(places, groups, strict=True)]
 
-    def script(self, step: int, target: str, renderer: Renderer) -> list[Group]:
-        """The step's samples with a target text in place of a sampled one (supervised fine-tuning)."""
-        groups = []
-        for place, (sample, view) in enumerate(self.draw(step)):
-            text = _fill(target, sample)
-            ids = (*renderer.encode(text), renderer.stop_ids[0])
-            turn = Turn(ids, (0.0,) * len(ids), text, StopReason.ANSWERED, policy_version=step)
-            groups.append(
-                _named(
-                    Group(sample, (Rollout(sample.id, sample.id, 0, view, (turn,), StopReason.ANSWERED),)), self.name, step, place
-                )
-            )
-        return groups
+    def script(self, step: int, signal: SftSignal, scripts: Sequence[Trajectory], renderer: Renderer) -> list[Group]:
+        """The step's trajectories as if the model had said them, or without any, the signal's target text for each sample."""
+        played = []
+        for place in range(self.prompts):
+            at = step * self.prompts + place
+            if scripts:
+                drawn = draw(scripts, at, self.seed)
+                script = drop_thoughts(drawn, signal.thought_dropout, derive_seed(self.seed, at))
+            else:
+                sample = draw(self.samples, at, self.seed)
+                script = Trajectory(sample, (_fill(signal.target, sample),))
+            toolbox = self.protocols.toolbox(script.sample) if len(script.actions) > 1 else None
+            one = play_script(script, self.view_of(script.sample), toolbox, renderer, policy_version=step)
+            played.append(_named(Group(script.sample, (one,)), self.name, step, place))
+        return played
+
+    def view_of(self, sample: Sample) -> View:
+        """What the student is shown of a sample. Raises `ValueError` for a view that tells something privileged."""
+        view = make_view(sample, self.view, "student", self.protocols.prompt(sample))
+        if self.leak_check:
+            check_student_view(sample, view, self.view)
+        return view
 
 
 def _named(group: Group, task: str, step: int, place: int) -> Group:

@@ -13,7 +13,9 @@ import pydantic
 from ..datasets.crops import Part
 from ..datasets.spec import DataSpec
 from ..datasets.views import ViewSpec, resolve_view
+from ..visual_tools.spec import ToolsSpec
 from .signals.distill_settings import DistillSignal
+from .signals.schedule import share
 from .signals.settings import GrpoSignal, SftSignal
 
 
@@ -49,6 +51,25 @@ class SamplingPart(Part):
 
 
 AnySignal = Annotated[SftSignal | DistillSignal | GrpoSignal, pydantic.Field(discriminator="kind")]
+
+
+class LimitsPart(Part):
+    """When a rollout ends without an answer, besides `sampling.max_turns` and `sampling.max_new_tokens`; null: no limit."""
+
+    total_tokens: int | None = pydantic.Field(None, ge=1)
+    """Tokens after the prompt, observations included."""
+    pictures: int | None = pydantic.Field(None, ge=0)
+    """Pictures that tools may show."""
+    pixels: int | None = pydantic.Field(None, ge=0)
+    """Their pixels, as the model sees them."""
+    repeats: int | None = pydantic.Field(None, ge=0)
+    """How often the same calls may be made again."""
+    errors: int | None = pydantic.Field(None, ge=0)
+    """Turns without a single valid call."""
+    seconds: float | None = None
+    """Time of a step's rollouts, looked at between turns; a run with this limit cannot be repeated exactly."""
+    tool_seconds: float | None = 60.0
+    """Time for the tools of one turn."""
 
 
 class Anchor(Part):
@@ -130,14 +151,21 @@ class EvalPart(Part):
     """Samples used for the evaluations during training; None: all."""
     extra: Mapping[str, DataSpec] = pydantic.Field(default_factory=dict)
     """Other data for some of the views, by the view's name."""
-    tools: tuple[str, ...] = ()
-    """Views in which tool calls are executed."""
+    tools: Mapping[str, ToolsSpec | None] = pydantic.Field(default_factory=dict)
+    """Views in which tool calls are carried out, each with its tools; a name alone has those of the run."""
+    max_turns: int = pydantic.Field(4, ge=1)
+    """Of views with tools."""
     max_new_tokens: int = 64
 
     @pydantic.field_validator("views", mode="before")
     @classmethod
     def _views(cls, value: Any) -> Any:
         return {name: resolve_view(view) for name, view in value.items()} if isinstance(value, dict) else value
+
+    @pydantic.field_validator("tools", mode="before")
+    @classmethod
+    def _tools(cls, value: Any) -> Any:
+        return dict.fromkeys(value) if isinstance(value, list | tuple) else value
 
     @pydantic.model_validator(mode="after")
     def _names(self) -> EvalPart:
@@ -169,6 +197,11 @@ class RunConfig(Part):
     rollouts: int = pydantic.Field(1, ge=1)
     """Rollouts per prompt."""
     sampling: SamplingPart = SamplingPart()
+    tools: ToolsSpec = ToolsSpec()
+    """What a model may call where `sampling.max_turns` is above 1, and how it writes calls."""
+    protocols: Mapping[str, ToolsSpec] = pydantic.Field(default_factory=dict)
+    """Other tools for samples whose tag ``protocol`` has one of these names; ``none`` is played without tools."""
+    limits: LimitsPart = LimitsPart()
     signals: tuple[AnySignal, ...]
     teacher: TeacherPart = TeacherPart()
     anchors: tuple[Anchor, ...] = ()
@@ -205,6 +238,9 @@ class RunConfig(Part):
             raise ValueError("signals: a run needs at least one of sft, distill, grpo")
         if "sft" in kinds and len(kinds) > 1:
             raise ValueError("signals: sft samples nothing and cannot share a step's rollouts with another signal; use two runs")
+        for one in self.signals:
+            if isinstance(one, DistillSignal):
+                self._distill_sense(one)
         if "grpo" in kinds and self.rollouts < 2:
             raise ValueError("rollouts: grpo compares the rollouts of one prompt; at least 2 are needed")
         truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
@@ -223,6 +259,29 @@ class RunConfig(Part):
             raise ValueError("anchors: each needs a name of its own")
         return self
 
+    def _distill_sense(self, one: DistillSignal) -> None:
+        if one.needs_outcomes and one.reward is None and self.grpo is None:
+            raise ValueError(
+                "signals: distill chooses by outcome, and nothing tells outcomes; give it a reward, or add grpo to the signals"
+            )
+        if one.reward is not None and self.grpo is not None:
+            raise ValueError("signals: the reward of grpo tells the outcomes for distill too; remove distill's own reward")
+        if one.mix == "convex" and self.grpo is None:
+            raise ValueError("signals: mix: convex takes from grpo what it gives to distill; add grpo, or use mix: additive")
+        if one.estimator == "k2" and one.temperature != self.sampling.temperature:
+            raise ValueError(
+                f"signals: estimator: k2 looks at sampled tokens, so distill.temperature {one.temperature:g} must be "
+                f"sampling.temperature {self.sampling.temperature:g}"
+            )
+        if len(self.signals) == 1 and not self.anchors and share(one.weight, self.steps - 1) == 0:
+            raise ValueError("signals: distill.weight reaches 0 before the run ends and nothing else is learned; stop there")
+
     @property
     def needs_teacher(self) -> bool:
-        return bool(self.anchors) or any(signal.kind == "distill" for signal in self.signals)
+        reference = self.grpo is not None and self.grpo.kl != "none"
+        return bool(self.anchors) or reference or any(signal.kind == "distill" for signal in self.signals)
+
+    @property
+    def grpo(self) -> GrpoSignal | None:
+        """The grpo signal, if there is one."""
+        return next((signal for signal in self.signals if isinstance(signal, GrpoSignal)), None)

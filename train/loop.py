@@ -12,13 +12,13 @@ from typing import Any
 
 from ..rewards.combine import score_group
 from ..vlm.records import Group, Signal
-from ..vlm.rollout import Toolbox
-from . import metrics
+from . import experience, metrics
 from .batch import make_batches
 from .config import RunConfig, SftSignal
 from .progress import ProgressBar
 from .run import Evaluator, Run
-from .update import Gradients, accumulate
+from .signals.mix import mixed
+from .update import Gradients, Tally, accumulate, remember_start
 
 Finish = Callable[[dict[str, Any], dict[str, Any]], Mapping[str, Any]]
 
@@ -31,7 +31,6 @@ def train(
     config: RunConfig,
     folder: Path,
     evaluator: Evaluator | None = None,
-    toolbox: Toolbox | None = None,
     finish: Finish | None = None,
 ) -> dict[str, Any]:
     """Train, or go on where a run in ``folder`` stopped; return the summary that is written to ``summary.json``.
@@ -39,7 +38,7 @@ def train(
     ``finish(before, after)`` adds to the summary what the caller knows to say about the two whole evaluations.
     Raises `Interrupted` after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
-    run = Run(config, folder, evaluator, toolbox)
+    run = Run(config, folder, evaluator)
     if not run.restore():
         run.progress.before = run.evaluate(whole=True)
         run.save()
@@ -84,7 +83,7 @@ def step(run: Run) -> None:
     run.progress.seconds += time.perf_counter() - start
     run.progress.rollouts += sum(len(group.rollouts) for group in groups)
     run.progress.action_tokens += sum(one.num_actions for group in groups for one in group.rollouts)
-    values |= found.tally.means() | metrics.of_groups(groups)
+    values |= found.tally.means() | metrics.of_groups(groups) | metrics.of_filters(groups, run.config)
     values |= {"time/step_s": time.perf_counter() - start, "time/sample_s": sampled_s}
     run.recorder.metrics(number, values)
     if number == 1 or number % run.config.log_rollouts_every == 0:
@@ -96,13 +95,13 @@ def collect(run: Run, number: int) -> tuple[list[Group], list[Signal]]:
     """Rollouts of step ``number`` (from 0), rewarded where a signal wants it, and what they and the anchors teach."""
     first, renderer = run.config.signals[0], run.vlm.renderer
     if isinstance(first, SftSignal):
-        groups = run.main.script(number, first.target, renderer)
+        groups = run.main.script(number, first, run.scripts, renderer)
     else:
-        groups = run.main.play(number, run.engine, renderer)
+        groups = experience.play(run.main, number, run.engine, renderer, run.config.grpo)
         for one in run.config.signals:
-            if one.kind == "grpo":
+            if one.kind == "distill" and one.reward is not None:
                 groups = [score_group(group, one.reward) for group in groups]
-    signals = [made for one in run.builders for made in one.build(groups, run.context)]
+    signals = mixed([made for one in run.builders for made in one.build(groups, run.context)], run.config.signals, number)
     for task, anchor in run.anchors:
         signals += anchor.build(task.play(number, run.engine, renderer), run.context)
     return groups, signals
@@ -111,8 +110,12 @@ def collect(run: Run, number: int) -> tuple[list[Group], list[Signal]]:
 def learn(run: Run, signals: list[Signal]) -> tuple[Gradients, dict[str, float]]:
     """One or more optimizer steps on the step's signals."""
     config, parameters = run.config, list(run.vlm.model.named_parameters())
-    batches = make_batches(signals, run.streams, run.vlm.renderer, config.micro_tokens)
-    for _ in range(config.updates_per_step):
+    longest = config.sampling.max_new_tokens * config.sampling.max_turns
+    batches = make_batches(signals, run.streams, run.vlm.renderer, config.micro_tokens, longest_tokens=longest)
+    found, norm, applied = Gradients(0.0, Tally(), {}), 0.0, False  # what stays when filters have left nothing to learn
+    if config.updates_per_step > 1:
+        remember_start(run.vlm, batches, config.sampling.temperature, config.model.compute)
+    for _ in range(config.updates_per_step if batches else 0):
         run.optimizer.zero_grad()
         found = accumulate(run.vlm, run.teacher, batches, config.sampling.temperature, config.model.compute)
         norm, applied = run.guard.check(found.loss, parameters, config.optimizer.clip_norm)
@@ -125,7 +128,7 @@ def learn(run: Run, signals: list[Signal]) -> tuple[Gradients, dict[str, float]]
         "optim/grad_norm": norm,
         "optim/lr": run.optimizer.lr,
         "optim/skipped": float(not applied),
-        "optim/warned": float(bool(run.guard.message)),
+        "optim/warned": float(bool(batches and run.guard.message)),
     }
     return found, values
 

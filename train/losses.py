@@ -57,10 +57,11 @@ class KDRows:
     index_R: Tensor | None = None
     divergence: str = "jsd"
     beta: float = 0.5
-    support: Literal["full", "top"] = "full"
+    support: Literal["full", "top", "sampled"] = "full"
     top_c: int = 100
     temperature: float = 1.0
     mix: float = 0.0
+    term_clip: float | None = None
 
 
 @dataclass
@@ -274,6 +275,8 @@ class _HeadPass:
         rows, places = self.kd_places[place].inside(number, len(logprobs_RV))
         if not len(places):
             return slope_RV
+        start = number * self.chunk
+        targets_R = self.rows.targets_R[start : start + len(logprobs_RV)]
         first, _, teacher, second = (one[: len(places)] for one in self.space)
         student = logprobs_RV if rows is None else logprobs_RV[rows]
         logits = self._logits(term.teacher_hidden_RD[places].to(self.dtype), teacher_head, first)
@@ -283,7 +286,15 @@ class _HeadPass:
         if term.temperature != self.temperature:
             student = self._logprobs(torch.mul(student, self.temperature, out=first), term.temperature, torch.empty_like(student))
         value, gradient = divergence_and_gradient(
-            term.divergence, student, teacher, term.beta, support=term.support, top_c=term.top_c, scratch=(first, second)
+            term.divergence,
+            student,
+            teacher,
+            term.beta,
+            support=term.support,
+            top_c=term.top_c,
+            targets_R=targets_R if rows is None else targets_R[rows],
+            term_clip=term.term_clip,
+            scratch=(first, second),
         )
         self.kd_R[place][places] = value
         gradient.mul_(term.weights_R[places, None].to(self.wide) / term.temperature)
@@ -348,7 +359,7 @@ def _check(hidden_RD: Tensor, weight_VD: Tensor, rows: RowLoss, temperature: flo
         for name in ("weights_R", "advantages_R", "old_logprobs_R"):
             fits(f"policy term: {name}", term.__dict__[name], n)
     for kd in rows.kd:
-        check_divergence(kd.divergence, kd.beta, kd.support, kd.top_c)
+        check_divergence(kd.divergence, kd.beta, kd.support, kd.top_c, kd.term_clip)
         n = R if kd.index_R is None else len(kd.index_R)
         fits("kd term: weights_R", kd.weights_R, n)
         fits("kd term: teacher_hidden_RD", kd.teacher_hidden_RD, n)

@@ -9,6 +9,7 @@ from typing import Any
 from ..vlm.records import Group
 from .checkpoint import Progress
 from .config import RunConfig
+from .signals import filters
 
 
 def of_groups(groups: Sequence[Group]) -> dict[str, float]:
@@ -33,6 +34,11 @@ def of_groups(groups: Sequence[Group]) -> dict[str, float]:
             len({one.reward.total for one in group.rollouts if one.reward}) < 2 for group in groups
         ) / max(1, len(groups))
     return values
+
+
+def of_filters(groups: Sequence[Group], config: RunConfig) -> dict[str, float]:
+    """What the filters of a grpo signal took out of the step; nothing for other runs."""
+    return {} if config.grpo is None else filters.counts(groups, config.grpo, config.prompts)
 
 
 def summary(config: RunConfig, progress: Progress, after: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

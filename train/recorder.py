@@ -159,6 +159,8 @@ class Recorder:
                 row["divergence"] = divergence_NK[place]
             if signal.advantages_NK is not None:
                 row["advantages"] = signal.advantages_NK[place]
+            if turn.calls:
+                row["calls"] = [dict(call.__dict__) for call in turn.calls]
             if turn.observation is not None:
                 row["observation"] = self._chat([turn.observation])[0]
             turns.append(row)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..datasets.experts import ExpertTrajectories
 from ..datasets.spec import load_data
+from ..datasets.trajectories import Trajectory, read_trajectories
+from ..visual_tools.dialects.registry import dialect
+from ..visual_tools.spec import build_toolbox
 from ..vlm.generate import HFEngine
 from ..vlm.images import Picture
 from ..vlm.load import VLM, load
 from ..vlm.records import Sample
-from ..vlm.rollout import Toolbox
+from ..vlm.rollout import Limits
 from . import checkpoint
 from .collect import Task
 from .config import Anchor, RunConfig
+from .measure import token_values
 from .optim import GradGuard, build_optimizer
+from .protocols import Protocols
 from .recipes import dump_recipe
 from .recorder import Recorder
 from .signals.anchor import AnchorSignal
 from .signals.base import Context, SignalBuilder
 from .signals.registry import builder
+from .signals.settings import SftSignal
 from .teacher import Teacher
 from .update import checkpoint_layers, compute_dtype, streams_by_name
 
@@ -36,23 +44,22 @@ class Run:
     Raises `ValueError` (and its subclasses) for a model, data or settings that cannot be used, before anything is trained.
     """
 
-    def __init__(
-        self, config: RunConfig, folder: Path, evaluator: Evaluator | None = None, toolbox: Toolbox | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, folder: Path, evaluator: Evaluator | None = None) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.config, self.folder, self.evaluator, self.toolbox = config, folder, evaluator, toolbox
+        self.config, self.folder, self.evaluator = config, folder, evaluator
         self.vlm = _load(config)
         self.teacher = Teacher(self.vlm, config.teacher) if config.needs_teacher else None
         self.engine = HFEngine(self.vlm, autocast=compute_dtype(self.vlm, config.model.compute))
         total_updates = config.steps * config.updates_per_step
         self.optimizer = build_optimizer(self.vlm.model.named_parameters(), config.optimizer, total_updates)
         self.guard = GradGuard(config.optimizer.spike_factor, config.optimizer.on_spike)
-        samples = load_data(config.data)
+        samples, self.scripts = self._data()
         self.main = Task(
             "main", samples, config.student, config.prompts, config.rollouts, config.sampling, config.seed,
-            self._tools(config.sampling.max_turns), config.leak_check,
+            self.protocols(config.sampling.max_turns), config.leak_check,
+            rounds=1 + (config.grpo.extra_rounds if config.grpo else 0),
         )  # fmt: skip
         self.builders: list[SignalBuilder] = [builder(one) for one in config.signals]
         self.anchors = [self._anchor(anchor, place, samples) for place, anchor in enumerate(config.anchors)]
@@ -73,27 +80,52 @@ class Run:
         sampling = self.config.sampling.model_copy(update=limits)
         data = samples if anchor.data is None else load_data(anchor.data)
         seed = self.config.seed + 7919 * (place + 1)  # no two tasks of a run draw the same prompts in step
-        task = Task(f"anchor:{anchor.name}", data, anchor.view, anchor.prompts, 1, sampling, seed, self._tools(anchor.max_turns))
+        task = Task(
+            f"anchor:{anchor.name}", data, anchor.view, anchor.prompts, 1, sampling, seed, self.protocols(anchor.max_turns)
+        )
         if anchor.pool:
             task = task.pooled(anchor.pool, self.engine, self.vlm.renderer)
         return task, AnchorSignal(anchor)
 
-    def _tools(self, max_turns: int) -> Toolbox | None:
-        if max_turns > 1 and self.toolbox is None:
-            raise ValueError("max_turns > 1 plays rollouts with tools, and no tools were given to this run")
-        return self.toolbox if max_turns > 1 else None
+    def _data(self) -> tuple[Sequence[Sample], Sequence[Trajectory]]:
+        """The run's samples, and the trajectories of an sft signal that learns some."""
+        config, first = self.config, self.config.signals[0]
+        if not isinstance(first, SftSignal) or first.source == "target":
+            return load_data(config.data), ()
+        if first.source == "trajectories":
+            read = read_trajectories(config.data)
+            if read.problems:
+                shown = "".join(f"\n  {problem}" for problem in read.problems[:5])
+                warnings.warn(f"{config.data.path}: {len(read.problems)} rows are left out{shown}", stacklevel=3)
+            return (), read.trajectories
+        samples = load_data(config.data)
+        coords = build_toolbox(config.tools, self.vlm.family.coords).settings.coords
+        spoken = dialect(config.tools.dialect)
+        return samples, ExpertTrajectories(samples, spoken, first.expert, coords, self._seen_px)
+
+    def protocols(self, max_turns: int) -> Protocols:
+        """How this run's samples are played, with at most ``max_turns`` actions."""
+        config = self.config
+        limits = Limits(turns=max_turns, **config.limits.model_dump())
+        return Protocols(config.tools, config.protocols, limits, self.vlm.family.coords)
 
     @property
     def context(self) -> Context:
         """What signals may ask for."""
 
+        vlm, micro_tokens, temperature = self.vlm, self.config.micro_tokens, self.config.sampling.temperature
+        dtype = compute_dtype(vlm, self.config.model.compute)
+
         def score(pairs):  # type: ignore[no-untyped-def]
             assert self.teacher is not None
-            dtype = compute_dtype(self.vlm, self.config.model.compute)
-            with torch.autocast(self.vlm.device.type, dtype, enabled=dtype is not None):
-                return self.teacher.score(pairs, self.config.micro_tokens, self.config.sampling.temperature)
+            with torch.autocast(vlm.device.type, dtype, enabled=dtype is not None):
+                return self.teacher.score(pairs, micro_tokens, temperature)
 
-        return Context(score)
+        def measure(pairs, stream, what):  # type: ignore[no-untyped-def]
+            with torch.autocast(vlm.device.type, dtype, enabled=dtype is not None):
+                return token_values(vlm, self.teacher, pairs, stream, what, micro_tokens=micro_tokens, temperature=temperature)
+
+        return Context(score, self.progress.step, self.main.protocols.prompt, vlm.renderer.token_bytes, measure)
 
     def restore(self) -> bool:
         """Go to the last checkpoint and drop what was logged after it; False when there is none."""

@@ -9,8 +9,10 @@ import torch
 
 from ..vlm.backbone import hidden_rows
 from ..vlm.load import VLM
-from .batch import Batch, RowAddress, Stream
-from .losses import HeadStats, KDRows, PolicyRows, RowLoss, head_loss
+from .batch import Batch, RowAddress
+from .losses import HeadStats, KDRows, RowLoss, head_loss
+from .policy import kl_estimate, kl_rows, needs_current, policy_rows
+from .streams import Stream
 from .teacher import Teacher
 
 
@@ -60,20 +62,16 @@ def accumulate(
     of rows from hidden states, so no rows x vocabulary tensor exists.
     """
     found = Gradients(0.0, Tally(), {})
-    dtype = compute_dtype(vlm, compute)
-
-    def autocast() -> torch.autocast:
-        return torch.autocast(vlm.device.type, dtype, enabled=dtype is not None)
-
     for batch in batches:
         teacher_hidden = None
         if batch.teacher is not None:
             assert teacher is not None, "a kd stream needs a teacher"
-            with torch.no_grad(), autocast():
+            with torch.no_grad(), _autocast(vlm, compute):
                 teacher_hidden = hidden_rows(teacher.vlm, batch.teacher, batch.teacher_keep_R)
-        with autocast():
+        with _autocast(vlm, compute):
             hidden = hidden_rows(vlm, batch.packed, batch.keep_R)
-            rows = _row_loss(batch, teacher, teacher_hidden, vlm.device)
+            current_R = _logprobs(vlm, batch, hidden, temperature) if any(map(needs_current, batch.rl)) else None
+            rows = _row_loss(batch, teacher, teacher_hidden, current_R, vlm.device, found.tally)
             loss, stats = head_loss(
                 hidden, vlm.head_weight, rows, temperature=temperature, banned_ids=vlm.renderer.banned_ids, want_entropy=True
             )
@@ -83,36 +81,64 @@ def accumulate(
     return found
 
 
-def _row_loss(batch: Batch, teacher: Teacher | None, teacher_hidden: torch.Tensor | None, device: torch.device) -> RowLoss:
+def remember_start(vlm: VLM, batches: Sequence[Batch], temperature: float, compute: str = "auto") -> None:
+    """Keep the log-probs of now with the rows of streams that correct for the engine: ratios of several updates start there."""
+    for batch in batches:
+        parts = [part for part in batch.rl if part.stream.correction != "none"]
+        if parts:
+            with torch.no_grad(), _autocast(vlm, compute):
+                logprobs_R = _logprobs(vlm, batch, hidden_rows(vlm, batch.packed, batch.keep_R), temperature)
+            for part in parts:
+                part.start_logprobs_R = logprobs_R[part.index_R.to(logprobs_R.device)]
+
+
+def _autocast(vlm: VLM, compute: str) -> torch.autocast:
+    dtype = compute_dtype(vlm, compute)
+    return torch.autocast(vlm.device.type, dtype, enabled=dtype is not None)
+
+
+@torch.no_grad()
+def _logprobs(vlm: VLM, batch: Batch, hidden: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probs of the batch's rows, [R], computed exactly as the loss computes them."""
+    rows = RowLoss(targets_R=batch.targets_R.to(vlm.device))
+    _, stats = head_loss(hidden, vlm.head_weight, rows, temperature=temperature, banned_ids=vlm.renderer.banned_ids)
+    return stats.logprobs_R
+
+
+def _row_loss(
+    batch: Batch,
+    teacher: Teacher | None,
+    teacher_hidden: torch.Tensor | None,
+    current_R: torch.Tensor | None,
+    device: torch.device,
+    tally: Tally,
+) -> RowLoss:
     ce = torch.zeros(len(batch.keep_R))
     for part in batch.ce:
         ce.index_add_(0, part.index_R, part.weights_R)
-    policy = [
-        PolicyRows(
-            index_R=part.index_R.to(device),
-            advantages_R=part.advantages_R.to(device),
-            weights_R=part.weights_R.to(device),
-            old_logprobs_R=part.old_logprobs_R.to(device),
-            clip_low=part.stream.clip_low,
-            clip_high=part.stream.clip_high,
-        )
-        for part in batch.rl
-    ]
+    policy = []
+    for row in batch.rl:
+        term, seen = policy_rows(row, current_R, device)
+        policy.append(term)
+        for name, values in seen.items():
+            tally.add(f"loss/{row.stream.name}/{name}", values)
+    policy += [pull for row in batch.rl if (pull := kl_rows(row, device)) is not None]  # after the policy terms: see _record
     kd = []
-    for row in batch.kd:
+    for one in batch.kd:
         assert teacher is not None
         assert teacher_hidden is not None
         kd.append(
             KDRows(
-                index_R=row.index_R.to(device),
-                weights_R=row.weights_R.to(device),
-                divergence=row.stream.divergence,
-                beta=row.stream.beta,
-                support=row.stream.support,
-                top_c=row.stream.top_c,
-                temperature=row.stream.temperature,
+                index_R=one.index_R.to(device),
+                weights_R=one.weights_R.to(device),
+                divergence=one.stream.divergence,
+                beta=one.stream.beta,
+                support=one.stream.support,
+                top_c=one.stream.top_c,
+                term_clip=one.stream.term_clip,
+                temperature=one.stream.temperature,
                 mix=teacher.mix,
-                teacher_hidden_RD=teacher_hidden[row.teacher_index_R.to(device)],
+                teacher_hidden_RD=teacher_hidden[one.teacher_index_R.to(device)],
                 teacher_weight_VD=teacher.vlm.head_weight,
             )
         )
@@ -124,11 +150,17 @@ def _record(found: Gradients, batch: Batch, stats: HeadStats) -> None:
         found.tally.add(f"loss/{part.stream.name}/divergence", values)
         if part.stream.name == "distill":
             _by_address(found.divergence_of, [batch.addresses[index] for index in part.index_R.tolist()], values.tolist())
-    for row, seen in zip(batch.rl, stats.policy, strict=True):
-        found.tally.add(f"loss/{row.stream.name}/advantage", row.advantages_R)
-        found.tally.add(f"loss/{row.stream.name}/ratio", seen.ratio_R)
-        if row.stream.clip_low is not None or row.stream.clip_high is not None:
-            found.tally.add(f"loss/{row.stream.name}/clipped_frac", seen.clipped_R.float())
+    for row, seen in zip(batch.rl, stats.policy[: len(batch.rl)], strict=True):
+        name, stream = f"loss/{row.stream.name}", row.stream
+        found.tally.add(f"{name}/advantage", row.advantages_R)
+        found.tally.add(f"{name}/ratio", seen.ratio_R)
+        if stream.policy == "cispo" and stream.clip_high is not None:
+            found.tally.add(f"{name}/clipped_frac", (seen.ratio_R > 1 + stream.clip_high).float())
+        elif stream.clip_low is not None or stream.clip_high is not None:
+            found.tally.add(f"{name}/clipped_frac", seen.clipped_R.float())
+        if row.reference_R is not None:
+            now_R = stats.logprobs_R[row.index_R.to(stats.logprobs_R.device)]
+            found.tally.add(f"{name}/kl", kl_estimate(stream.kl, now_R, row.reference_R.to(now_R.device)))
     for term in batch.ce:
         found.tally.add(f"loss/{term.stream.name}/nll", -stats.logprobs_R[term.index_R.to(stats.logprobs_R.device)])
     if stats.entropy_R is not None:

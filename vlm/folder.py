@@ -41,7 +41,7 @@ class LoadError(ValueError):
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
-    """The folder that holds a model: the embedded one, a path, or a snapshot of the Hub (downloaded unless it is cached)."""
+    """The folder that holds a model: the embedded one, a path (of a run: its last checkpoint), or a snapshot of the Hub."""
     text = os.fspath(name)
     folder = TINY_FOLDER if text == "tiny" else Path(text).expanduser()
     if not folder.is_dir():
@@ -57,6 +57,9 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         return _from_hub(text)
     if (folder / "config.json").is_file():
         return folder
+    saved = [(int(path.parent.name.partition("_")[2]), path.parent) for path in folder.glob("checkpoints/step_*[0-9]/config.json")]
+    if saved:  # a run folder
+        return max(saved)[1]
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise LoadError(f"{folder}: a PEFT adapter, not a model; merge it into its base model ({base}) and load the result")

@@ -44,6 +44,16 @@ _RESERVED = re.compile("|".join(re.escape(token) for token in RESERVED_TOKENS))
 _CACHED_SEGMENTS = 8192
 
 
+def _byte_of() -> dict[str, int]:
+    """How byte-level vocabularies spell bytes: those that print as themselves, the others as the characters from 256 on."""
+    prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in prints]
+    return {chr(byte): byte for byte in prints} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
+
+
 class RenderError(ValueError):
     """A chat that cannot be written as tokens. Names the sample, the message and the picture."""
 
@@ -78,6 +88,7 @@ class Renderer:
             )
         self._pad_ids = {IMAGE_PAD: vocab[IMAGE_PAD], VIDEO_PAD: vocab[VIDEO_PAD]}
         self._end_of_turn: int = vocab[END_OF_TURN]
+        self._added_tokens = frozenset(tokenizer.get_added_vocab())
         self.stop_ids: tuple[int, ...] = tuple(vocab[token] for token in (END_OF_TURN, END_OF_TEXT) if token in vocab)
         self.banned_ids: tuple[int, ...] = tuple(vocab[token] for token in VISION_TOKENS if token in vocab)
         self._segments: dict[object, Segment] = {}
@@ -104,6 +115,14 @@ class Renderer:
         text = self.tokenizer.decode(kept, skip_special_tokens=False)
         assert isinstance(text, str)
         return text
+
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes that each token stands for; together, decoded as UTF-8, they are the text. For byte-level vocabularies."""
+        made = []
+        for token in self.tokenizer.convert_ids_to_tokens(list(ids)):
+            added = token in self._added_tokens
+            made.append(token.encode() if added else bytes(_BYTE_OF[character] for character in token))
+        return made
 
     def closed(self, action_ids: Sequence[int]) -> bool:
         """Whether an action ends with the end-of-turn token."""

@@ -1,55 +1,73 @@
-"""Group-relative policy optimisation in its plain form (DeepSeekMath, 2402.03300, section 4.1), without a KL term.
+"""Group-relative policy optimisation (DeepSeekMath, 2402.03300, section 4.1) and its kin, put together from parts.
 
-Advantage of a rollout: its reward minus the group's mean, divided by the group's standard deviation (scale: std; with G - 1 as
-TRL and verl have it, plus 1e-4 so that a group of equals gives zeros) or not (scale: none). Every action token gets it.
+The parts: `advantage`, `filters`, `train.policy` (ratio, clipping, KL, correction), `train.streams` (reduction). GRPO, Dr. GRPO,
+RLOO, DAPO, GSPO, CISPO, SimpleTIR's filter and Balanced Aggregation are settings of them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ...vlm.records import Group, Signal
-from ..batch import Stream
+from ..streams import Stream
+from .advantage import advantages
 from .base import Context, constant_NK
+from .filters import reasons, rewards_of
 from .settings import GrpoSignal
-
-_STD_FLOOR = 1e-4
 
 
 class Grpo:
+    """Every action token of a rollout gets the rollout's advantage; a filtered rollout gets a signal without a stream.
+
+    With kl: k1 every token's advantage is lowered by ``kl_weight x (log p(token) - log p_ref(token))``, p being the policy that
+    sampled it: the penalty of PPO's reward, taken after the group's normalisation and for the token alone (no return-to-go).
+    The reference reads the rollout in the student's own view.
+    """
+
     def __init__(self, config: GrpoSignal) -> None:
         self.config = config
 
     def streams(self) -> list[Stream]:
         c = self.config
-        return [Stream("grpo", c.weight, c.reduction, clip_low=c.clip_low, clip_high=c.clip_high)]
+        return [
+            Stream(
+                "grpo",
+                c.weight,
+                c.reduction,
+                clip_low=c.clip_low,
+                clip_high=c.clip_high,
+                dual_clip=c.dual_clip,
+                policy=c.policy,
+                ratio=c.ratio,
+                correction=c.correction,
+                correction_level=c.correction_level,
+                correction_cap=c.correction_cap,
+                kl=c.kl,
+                kl_weight=c.kl_weight,
+                constant_tokens=c.constant_tokens,
+            )
+        ]
 
     def build(self, groups: Sequence[Group], context: Context) -> list[Signal]:
         signals = []
         for group in groups:
-            rewards_G = [_total(group, index) for index in range(len(group.rollouts))]
-            for rollout, advantage in zip(group.rollouts, advantages(rewards_G, self.config.scale), strict=True):
-                signals.append(Signal(rollout, advantages_NK=constant_NK(rollout, advantage), stream="grpo"))
-        return signals
+            values_G = advantages(rewards_of(group), self.config.advantage)
+            for rollout, value, reason in zip(group.rollouts, values_G, reasons(group, self.config), strict=True):
+                taught = None if reason else constant_NK(rollout, value)
+                signals.append(Signal(rollout, advantages_NK=taught, stream="grpo"))
+        return signals if self.config.kl == "none" else self._with_reference(signals, context)
 
+    def _with_reference(self, signals: Sequence[Signal], context: Context) -> list[Signal]:
+        taught = [one for one in signals if one.advantages_NK is not None]
+        scores = iter(context.score_teacher([(one.rollout, one.rollout.view) for one in taught]))
+        return [one if one.advantages_NK is None else self._held(one, next(scores)) for one in signals]
 
-def _total(group: Group, index: int) -> float:
-    reward = group.rollouts[index].reward
-    if reward is None:
-        raise ValueError(f"sample {group.sample.id}: grpo needs rewards, and rollout {index} has none")
-    return reward.total
-
-
-def advantages(rewards_G: Sequence[float], scale: str) -> list[float]:
-    """Group-relative advantages.
-
-    >>> advantages([1.0, 0.0], "none")
-    [0.5, -0.5]
-    """
-    mean = sum(rewards_G) / len(rewards_G)
-    centred = [reward - mean for reward in rewards_G]
-    if scale == "none":
-        return centred
-    std = math.sqrt(sum(value * value for value in centred) / (len(centred) - 1))
-    return [value / (std + _STD_FLOOR) for value in centred]
+    def _held(self, signal: Signal, reference_NK: tuple[tuple[float, ...], ...]) -> Signal:
+        advantages_NK = signal.advantages_NK
+        assert advantages_NK is not None
+        if self.config.kl == "k1":
+            advantages_NK = tuple(
+                tuple(a - self.config.kl_weight * (p - q) for a, p, q in zip(row, turn.action_logprobs_K, reference, strict=True))
+                for row, turn, reference in zip(advantages_NK, signal.rollout.turns, reference_NK, strict=True)
+            )
+        return Signal(signal.rollout, advantages_NK=advantages_NK, teacher_logprobs_NK=reference_NK, stream="grpo")

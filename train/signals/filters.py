@@ -1,0 +1,58 @@
+"""Rollouts that teach nothing although they count in their group's baseline: to be compared with and to be learned from are two.
+
+    zero_variance  all rollouts of the group earned the same (DAPO, 2503.14476, section 3.2)
+    overlong       a limit cut the text off (DAPO, section 3.4): the reward says nothing about what would have come
+    void           the rollout ended with neither a valid call nor an answer (SimpleTIR, 2509.02479): its last turn is drift, and
+                   drift has exploding gradients
+
+A filtered rollout leaves the loss and the denominators, whatever the reduction.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ...vlm.records import Group, Rollout, StopReason
+from .advantage import has_variance
+from .settings import GrpoSignal
+
+
+def rewards_of(group: Group) -> list[float]:
+    """The totals of a group's rewards. Raises `ValueError` where one is missing."""
+    for index, one in enumerate(group.rollouts):
+        if one.reward is None:
+            raise ValueError(f"sample {group.sample.id}: grpo needs rewards, and rollout {index} has none")
+    return [one.reward.total for one in group.rollouts if one.reward is not None]
+
+
+def is_void(rollout: Rollout) -> bool:
+    """Ended its turn and said no answer that could be read, or was ended for making no valid call."""
+    unread = rollout.reward is not None and rollout.reward.outcome == "unparsed"
+    return rollout.stop is StopReason.ERRORS or (unread and rollout.stop is StopReason.ANSWERED)
+
+
+def reasons(group: Group, settings: GrpoSignal) -> list[str | None]:
+    """Why each rollout is filtered, the first reason that holds; None: it teaches."""
+    if settings.filter_zero_variance and not has_variance(rewards_of(group)):
+        return ["zero_variance"] * len(group.rollouts)
+    return [
+        "overlong" if settings.filter_overlong and one.stop.truncated
+        else "void" if settings.filter_void and is_void(one)
+        else None
+        for one in group.rollouts
+    ]  # fmt: skip
+
+
+def counts(groups: Sequence[Group], settings: GrpoSignal, prompts: int) -> dict[str, float]:
+    """Metrics: rollouts of a step that each filter in use took out, and prompts drawn beyond ``prompts``."""
+    found = Counter(reason for group in groups for reason in reasons(group, settings))
+    used = {
+        "zero_variance": settings.filter_zero_variance,
+        "overlong": settings.filter_overlong,
+        "void": settings.filter_void,
+    }
+    values = {f"grpo/filtered_{name}": float(found[name]) for name, on in used.items() if on}
+    if settings.extra_rounds:
+        values["grpo/extra_prompts"] = float(len(groups) - prompts)
+    return values
