@@ -2,10 +2,10 @@
 
     python benchmarks/multi_turn.py [--rounds 3] [--json results.json]
 
-Rollouts of random Qwen3-VL models: a prompt with a picture, then tool turns that each show a further picture, then an answer. The
-two sides sample the same tokens (checked) and take turns in one process, so that a slow minute of the machine hits both. One token
-in 24 of the vocabulary ends an action, so that actions have about 24 tokens and differ in length. The printed numbers are turns per
-second, and their ratio (median over rounds) in wall clock and in processor time.
+Rollouts of random Qwen3-VL models: a prompt with a picture, then tool turns that each show a further picture, then an answer.
+The two sides sample the same tokens (checked) and take turns in one process, so that a slow minute of the machine hits both. One
+token in 24 of the vocabulary ends an action, so that actions have about 24 tokens and differ in length. The printed numbers are
+turns per second, and their ratio (median over rounds) in wall clock and in processor time.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 | zoom | the taught window around each shape that the question is about, one a turn, then the answer | every world |
 | draw | a box drawn around it, then the answer | worlds whose letters the full view shows |
 | boxes | no call: the box as text inside the thought, then a second thought (GRIT, 2505.15879; TreeVGR) | the same |
+| frames | the frames of a clip between two that are shown, then the answer (FrameThinker, 2509.24304) | clips |
 
 Questions that the full view answers (where, shape, count) are answered at once: an expert looks only when it has to.
 """
@@ -21,12 +22,14 @@ import pydantic
 from ..visual_tools import boxes
 from ..visual_tools.boxes import Coords, Size
 from ..visual_tools.dialects.base import Call, Dialect, TextBox
+from ..visual_tools.dialects.frame_thinker import FrameThinker
 from ..visual_tools.dialects.grit import Grit
 from ..vlm.images import Picture
 from ..vlm.records import Box, Sample
 from .crops import Part
 from .scenes import Scene, SceneObject, scene_of
 from .trajectories import NO_THOUGHT, Trajectory
+from .video_scenes import video_expert_calls
 
 _LOOKED_AT = {"letter": 1, "colour": 1, "compare": 2, "hop": 1}  # how many of a question's targets have to be seen closely
 _READABLE = ("detail",)  # worlds whose letters can be read without a zoom
@@ -37,8 +40,9 @@ SeenPx = Callable[[Picture], Size]
 class ExpertSpec(Part):
     """What an expert does, and how far from perfect it is. Every draw is a function of ``seed`` and the sample's id."""
 
-    kind: Literal["zoom", "draw", "boxes"] = "zoom"
-    """zoom: look closely, then answer; draw: draw a box, then answer; boxes: boxes as text in the thought, no call."""
+    kind: Literal["zoom", "draw", "boxes", "frames"] = "zoom"
+    """zoom: look closely, then answer; draw: draw a box, then answer; boxes: boxes as text in the thought, no call; frames:
+    select the frames of a clip that were not shown, then answer."""
     think: bool = False
     """Say in a thought what is looked for and what was seen. ``boxes`` always does."""
     label: bool = False
@@ -54,8 +58,10 @@ class ExpertSpec(Part):
 
     @pydantic.model_validator(mode="after")
     def _sense(self) -> ExpertSpec:
-        if self.kind == "boxes" and self.wrong_first_frac:
-            raise ValueError("expert: wrong_first_frac needs a second turn, and kind boxes has one; use kind zoom or draw")
+        if self.kind in ("boxes", "frames") and self.wrong_first_frac:
+            raise ValueError(
+                f"expert: wrong_first_frac is for shapes looked at one by one, not for kind {self.kind}; use zoom or draw"
+            )
         if self.thought_dropout and not self.think and self.kind != "boxes":
             raise ValueError("expert: thought_dropout needs thoughts; set think: true")
         return self
@@ -74,6 +80,8 @@ def expert(
     `ValueError` for a sample of no world, one told in words, and a world in which this expert could not see its answer.
     """
     spec = spec or ExpertSpec()
+    if spec.kind == "frames":
+        return _select_frames(sample, dialect, spec)
     made = scene_of(sample)
     if not sample.images or sample.answer is None:
         raise ValueError(
@@ -95,6 +103,18 @@ def expert(
         return Trajectory(sample, (hand.boxes(looked_at, targets, sample.answer),))
     actions = [action for item in looked_at for action in hand.looks(item)]
     return Trajectory(sample, (*actions, hand.answer(looked_at, targets, sample.answer)))
+
+
+def _select_frames(sample: Sample, dialect: Dialect, spec: ExpertSpec) -> Trajectory:
+    """Look between the two frames where something changes, then answer. A thought names the two, as FrameThinker checks."""
+    numbered = isinstance(dialect, FrameThinker)
+    calls = video_expert_calls(sample, numbered)
+    silent = random.Random(f"{spec.seed}:{sample.id}").random() < spec.thought_dropout
+    low, high = (calls[0].arguments[name] for name in (("start_frame", "end_frame") if numbered else ("start_s", "end_s")))
+    thought, seen = f"I look between {low} and {high}.", f"It shows {sample.answer}."
+    if not spec.think or silent:
+        thought = seen = NO_THOUGHT if spec.think else ""
+    return Trajectory(sample, (dialect.write(calls, thought), dialect.write_answer(str(sample.answer), seen)))
 
 
 class ExpertTrajectories(Sequence[Trajectory]):

@@ -39,8 +39,8 @@ class ViewSpec(crops.Part):
     """Written into metrics and rollouts; a preset's name by default."""
     image: tuple[ImageOp, ...] = ("keep",)
     """What happens to the pictures, in this order: keep; replace_by_crop (the picture with the evidence gives way to its crops);
-    append_crops (crops follow the question); overlay_box; spotlight (all but the evidence in one colour); degrade (smaller); blank
-    (grey). Crops are cut from the original."""
+    append_crops (crops follow the question); overlay_box; spotlight (all but the evidence in one colour); degrade (smaller);
+    blank (grey). Crops are cut from the original."""
     crop: CropSpec = CropSpec()
     overlay: OverlaySpec = OverlaySpec()
     degrade_factor: float = pydantic.Field(default=4.0, gt=1)

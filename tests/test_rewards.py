@@ -1,136 +1,27 @@
-"""Rewards: the extractors' disagreement table, unparsed as an outcome of its own, breakdowns keyed by sample."""
+"""Rewards: answers and their outcomes, totals, recipes; keyed by sample, finite whatever a model writes."""
 
 from __future__ import annotations
 
+import json
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from reward_helpers import CHOICE, OPTIONS, VIEW, boxed_sample, case, rollout, sample, spec
 
-from foveate.rewards.answer import extract, is_number, letter_of, number_in, options_in, same_number, same_text
-from foveate.rewards.combine import RewardSpec, score, score_group, score_text
-from foveate.rewards.format import answer_tags, boxed, think_answer, think_boxed
-from foveate.vlm.records import Group, Rollout, Sample, StopReason, Turn, View
+from foveate.rewards import expression
+from foveate.rewards.base import Query
+from foveate.rewards.combine import RewardSpec, score, score_group, score_groups, score_text
+from foveate.rewards.maths import same_maths
+from foveate.rewards.terms.answer import Answer, Brier, confidence
+from foveate.rewards.terms.judge import Judge
+from foveate.rewards.terms.length import Words
+from foveate.vlm.records import Group, Sample
 
-OPTIONS = ("red", "blue", "green", "grey")
-
-TABLE = {  # what a careful reader reads; peers' extractors differ on most of these lines
-    "Answer: B": "B",
-    "The answer is B.": "B",
-    "A red car is visible, so B.": "B",
-    "The color is red.": "A",
-    "<think>A or C?</think><answer>B</answer>": "B",
-    r"\boxed{B}": "B",
-    "Based on the zoom, the sign is blue (C).": "C",
-    "": None,
-    "(B)": "B",
-    "B": "B",
-}
-MORE = {
-    "<answer>b</answer>": "B",
-    "<answer>B. blue</answer>": "B",
-    "<answer>blue</answer>": "B",
-    "<answer>The blue one.</answer>": "B",
-    r"<answer>\boxed{D}</answer>": "D",
-    r"\boxed{\text{C}}": "C",
-    "**Answer:** B": "B",
-    "Final answer: **C**": "C",
-    "The correct option is (D)": "D",
-    "Answer: B. It is not A.": "B",
-    "The answer is a red car": "A",
-    "The answer is A red": "A",
-    "Answer: the red one": "A",
-    "First I thought (A).\nAnswer: C": "C",
-    "D) grey": "D",
-    "<answer>A</answer> wait <answer>B</answer>": "B",
-    "I see that <think>it is A</think> B": "B",
-    "thinking ... A ... </think>B": "B",
-    # nothing that can be read: never a guess
-    "   ": None,
-    "I cannot tell.": None,
-    "I think it is either A or B.": None,
-    "A. or B.": None,
-    "It is A. or B. Either way it is red.": None,
-    "Answer: A, B": None,
-    "Answer: not B": None,
-    "It isn't A, it's B.": None,
-    "The car is red and blue": None,
-    "The answer is not visible": None,
-    "<answer></answer>": None,
-    "<answer>B": None,  # cut off: more might have followed
-    "<answer>purple</answer>": None,
-    "<answer>E</answer>": None,
-    "<think>The answer is B": None,
-    "A man is walking": None,
-    "I": None,
-}
-
-
-@pytest.mark.parametrize("text", list(TABLE))
-def test_the_table_on_which_extractors_disagree(text: str) -> None:
-    assert extract(text, OPTIONS).text == TABLE[text]
-
-
-@pytest.mark.parametrize("text", list(MORE))
-def test_more_ways_to_answer(text: str) -> None:
-    assert extract(text, OPTIONS).text == MORE[text]
-
-
-def test_an_option_inside_a_longer_one() -> None:
-    assert extract("It is a dark red car.", ("red", "dark red")).text == "B"
-    assert extract("It is red.", ("red", "dark red")).text == "A"
-    assert extract("Dark red or red.", ("red", "dark red")).text is None
-
-
-FREE = {
-    "K": "K",
-    "It shows K. <answer>K</answer>": "K",
-    "I zoom in on the red triangle at top left.": None,
-    "The answer is 12": "12",
-    r"so \boxed{\frac{1}{2}}": r"\frac{1}{2}",
-    "two cars": "two cars",
-    "": None,
-}
-
-
-@pytest.mark.parametrize("text", list(FREE))
-def test_free_answers(text: str) -> None:
-    assert extract(text).text == FREE[text]
-
-
-def test_options_listed_in_the_question() -> None:
-    assert options_in("Which?\nA. red\nB. blue\nC) green") == ("red", "blue", "green")
-    assert options_in("Which? (A) red (B) dark blue, (C) green") == ("red", "dark blue", "green")
-    assert options_in("Is A. Smith here?") == ()
-    assert options_in("What letter is on the red triangle?") == ()
-
-
-def test_letters_of_references() -> None:
-    assert [letter_of(text, OPTIONS) for text in ("B", "(B)", "B. blue", "blue", "Blue.", "purple", "E")] == [
-        "B",
-        "B",
-        "B",
-        "B",
-        "B",
-        None,
-        None,
-    ]
-
-
-def test_comparisons() -> None:
-    assert same_text("The Red Car.", "red car")
-    assert not same_text("red", "red car")
-    assert same_text("Yes, there is.", "yes")
-    assert not same_text("No, yes", "yes")
-    assert same_text("A", "a")
-    assert same_number("1,200 m", "1200")
-    assert same_number("12.0", "12")
-    assert not same_number("between 3 and 4", "3")
-    assert (number_in("-3.5e2"), number_in("none"), number_in("1 or 2")) == (-350.0, None, None)
-    assert (is_number("45%"), is_number("45 cars"), is_number("")) == (True, False, False)
-
-
-def sample(answer: str | None, question: str = "q", options: tuple[str, ...] = ()) -> Sample:
-    return Sample(id="s", question=question, answer=answer, options=options)
+# --- answers -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,11 +31,17 @@ def sample(answer: str | None, question: str = "q", options: tuple[str, ...] = (
         ("K", (), "<answer>P</answer>", "wrong"),
         ("K", (), "I look at the red triangle at top left", "unparsed"),
         ("12", (), "<answer>12.0</answer>", "right"),
-        ("12", (), "<answer>twelve</answer>", "wrong"),
+        ("12", (), "<answer>twelve</answer>", "right"),
+        ("12", (), "<answer>13</answer>", "wrong"),
+        ("12", (), "<answer>many</answer>", "unparsed"),
+        ("12", (), "<answer>11 or 12</answer>", "unparsed"),
         ("B", OPTIONS, "blue", "right"),
         ("blue", OPTIONS, "(B)", "right"),
         ("blue", OPTIONS, "red", "wrong"),
         ("blue", OPTIONS, "hard to say", "unparsed"),
+        ("yes", (), "Yes, there is.", "right"),
+        ("Yes", (), "No.", "wrong"),
+        ("no", (), "The dog is there.", "unparsed"),
         (None, (), "<answer>K</answer>", "unscored"),
         (None, OPTIONS, "B", "unscored"),
     ],
@@ -155,81 +52,288 @@ def test_outcomes(reference: str | None, options: tuple[str, ...], text: str, ou
     assert reward.total == (1.0 if outcome == "right" else 0.0)
 
 
-def test_inline_options_are_a_choice() -> None:
+@pytest.mark.parametrize(
+    ("kind", "reference", "text", "value"),
+    [
+        ("exact", "Ab", "<answer>Ab</answer>", 1.0),
+        ("exact", "Ab", "<answer>ab</answer>", 0.0),
+        ("text", "12", "<answer>12.0</answer>", 0.0),
+        ("number", "0.5", "1/2", 1.0),
+        ("mra", "10", "<answer>8</answer>", 0.6),
+        ("mra", "left", "<answer>Left.</answer>", 1.0),
+        ("mra", "10", "<answer>many</answer>", 0.0),
+        ("anls", "kitten", "<answer>sitting</answer>", 1 - 3 / 7),
+        ("anls", "kitten", "<answer>dog</answer>", 0.0),
+        ("bleu", "a red car", "<answer>red bus</answer>", 0.5),
+        ("yes_no", "no", "No, it is not.", 1.0),
+    ],
+)
+def test_kinds_of_answers(kind: str, reference: str, text: str, value: float) -> None:
+    assert score_text(sample(reference), text, spec({"terms": {"a": {"term": "answer", "kind": kind}}})).total == pytest.approx(
+        value
+    )
+
+
+def test_choices_come_first_where_there_are_options() -> None:
     asked = sample("C", "Which colour?\nA. red\nB. blue\nC. green")
-    assert score_text(asked, "It must be green.").outcome == "right"
-    assert score_text(asked, "A red car is visible, so C.").outcome == "right"
-    assert score_text(sample("C", "Choose the letter in the picture."), "(C)", RewardSpec(kind="choice")).outcome == "right"
+    for kind in ("auto", "choice", "maths", "mra"):
+        one = spec({"terms": {"a": {"term": "answer", "kind": kind}}})
+        assert score_text(asked, "A red car is visible, so C.", one).outcome == "right"
+        assert score_text(asked, "It must be red.", one).outcome == "wrong"
+    letters = spec({"terms": {"a": {"term": "answer", "kind": "choice"}}})
+    assert score_text(sample("C", "Choose the letter in the picture."), "(C)", letters).outcome == "right"
 
 
-def test_weights_and_breakdown() -> None:
-    spec = RewardSpec.model_validate({"answer": 0.9, "format": 0.1})
-    both = score_text(sample("12"), "Two dozen halved: <answer>12</answer>", spec)
-    assert (both.total, dict(both.terms), both.parsed) == (pytest.approx(1.0), {"answer": 1.0, "format": 1.0}, "12")
-    bare = score_text(sample("12"), "12", spec)
-    assert (bare.total, dict(bare.terms)) == (pytest.approx(0.9), {"answer": 1.0, "format": 0.0})
-    wrong = score_text(sample("12"), "<answer>13</answer>", spec)
-    assert (wrong.total, wrong.outcome) == (pytest.approx(0.1), "wrong")
-    cut = score_text(sample("12"), "<answer>12</answer>", spec, truncated=True)
-    assert dict(cut.terms) == {"answer": 1.0, "format": 0.0}
+def test_a_long_answer_is_wrong_where_length_is_limited() -> None:
+    limited = spec({"terms": {"a": {"term": "answer", "kind": "text", "max_chars": 5}}})
+    assert score_text(sample("abcd"), "<answer>abcd</answer>", limited).outcome == "right"
+    assert score_text(sample("abcde"), "<answer>abcde</answer>", limited).outcome == "wrong"
+
+
+def test_right_at_moves_the_outcome() -> None:
+    def outcome(least: float) -> str:
+        one = spec({"terms": {"a": {"term": "answer", "kind": "mra", "right_at": least}}})
+        return score_text(sample("10"), "<answer>8</answer>", one).outcome
+
+    assert (outcome(0.5), outcome(0.6), outcome(0.7)) == ("right", "right", "wrong")
+
+
+def test_maths_is_compared_as_maths() -> None:
+    one = spec({"maths": 1.0})
+    for said, reference, right in (
+        ("1/2", "0.5", True), (r"\frac{1}{2}", "0.5", True), ("2x+1", "1+2x", True), ("3", "4", False),
+        ("not maths at all (", "4", False), ("the red car", "red car", True),
+    ):  # fmt: skip
+        assert score_text(sample(reference), f"<answer>{said}</answer>", one).total == float(right), said
+
+
+def test_maths_gives_up_in_time_and_goes_on() -> None:
+    start = time.monotonic()
+    assert not same_maths("9^(9^(9^(9^9)))", "4", limit_s=0.5)
+    assert same_maths("2x+1", "1+2x")
+    assert not same_maths("x" * 1_000_000, "4")
+    assert time.monotonic() - start < 30
+
+
+def test_maths_works_in_threads() -> None:
+    said = ["x+1", "1+x", "x", "2", "x + 1.0", "(x^2-1)/(x-1)"]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda one: same_maths(one, "x+1"), said)) == [True, True, False, False, True, True]
+
+
+def test_brier_by_hand() -> None:
+    def value(answer: str, stated: str) -> float:
+        return Brier().value(case(f"<answer>{answer}</answer>{stated}", sample("K")))
+
+    assert value("K", "<confidence>0.8</confidence>") == pytest.approx(0.96)
+    assert value("P", "<confidence>0.8</confidence>") == pytest.approx(0.36)
+    assert value("K", "<confidence>1</confidence>") == 1.0
+    assert [value("K", stated) for stated in ("", "<confidence>1.2</confidence>", "<confidence>high</confidence>")] == [0.0] * 3
+    assert value("K", "<confidence>nan</confidence>") == 0.0
+    assert (confidence("<confidence>85%</confidence>"), confidence("<confidence>1.1.1</confidence>")) == (0.85, None)
+    assert confidence("<confidence>0.1</confidence><confidence>0.9</confidence>") is None
+
+
+# --- expressions -------------------------------------------------------------------------------------------------------------
+
+VALUES = {"acc": 1.0, "tool": 0.5, "zero": 0.0}
 
 
 @pytest.mark.parametrize(
-    "bad", [{"anwser": 1.0}, {"terms": {}}, {"answer": 0.0}, {"terms": {"answer": 1}, "kind": "guess"}, {"format": "xml"}]
+    ("text", "value"),
+    [
+        ("0.8*acc + 1.2*(tool if acc > 0.5 else 0)", 1.4),
+        ("acc - tool / 2", 0.75),
+        ("-tool + +acc", 0.5),
+        ("min(acc, tool, 0.1) + max(acc, 3)", 3.1),
+        ("clip(5*acc, 0, 2) + abs(-1)", 3.0),
+        ("acc and tool", 1.0),
+        ("acc and zero", 0.0),
+        ("zero or tool", 1.0),
+        ("not zero", 1.0),
+        ("0 < tool < 1", 1.0),
+        ("tool == 0.5 and acc != 1", 0.0),
+        ("tool if zero else acc if acc >= 1 else 7", 1.0),
+        ("acc / zero if zero > 0 else 2", 2.0),  # what is not chosen is not computed
+    ],
 )
-def test_bad_reward_recipes_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
+def test_expressions(text: str, value: float) -> None:
+    expression.check(text, VALUES)
+    assert expression.evaluate(text, VALUES) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("acc + acx", r"column 7 \('acx'\).*no term.*acc, tool, zero"),
+        ("acc +", "not an expression"),
+        ("acc ** 2", "not understood"),
+        ("acc.real", "not understood"),
+        ("acc[0]", "not understood"),
+        ("__import__('os')", "not understood"),
+        ("(lambda: 1)()", "not understood"),
+        ("[acc for acc in acc]", "not understood"),
+        ("'acc'", "not understood"),
+        ("True", "not understood"),
+        ("1e999", "not understood"),
+        ("9" * 1000, "not understood"),
+        ("acc if acc", "not an expression"),
+        ("min(acc)", "min takes 2 to 20"),
+        ("clip(acc, 1)", "clip takes 3"),
+        ("min(acc, key=acc)", "not understood"),
+        ("min", "no term"),
+        ("acc\0", "not an expression"),
+        ("acc; acc", "not an expression"),
+        ("-" * 100 + "acc", "nested"),
+        ("(" * 500 + "acc" + ")" * 500, "not an expression"),
+        ("acc+" * 1000 + "acc", "at most 2000"),
+        ("", "not an expression"),
+    ],
+)  # fmt: skip
+def test_bad_expressions_are_refused(text: str, message: str) -> None:
+    with pytest.raises(expression.ExpressionError, match=message):
+        expression.check(text, VALUES)
+
+
+def test_a_total_without_a_value_names_the_sample() -> None:
+    one = spec({"terms": {"acc": {"term": "answer"}, "format": {"term": "format"}}, "total": "format / acc"})
+    assert score_text(sample("K"), "<answer>K</answer>", one).total == 1.0
+    with pytest.raises(ValueError, match=r"sample s, .*division by zero.*acc = 0, format = 1"):
+        score_text(sample("K"), "<answer>P</answer>", one)
+    large = spec({"terms": {"acc": {"term": "answer"}}, "total": "1e300 * 1e300 * acc"})
+    with pytest.raises(ValueError, match=r"sample s, .* is inf"):
+        score_text(sample("K"), "<answer>K</answer>", large)
+
+
+def test_a_term_that_is_not_finite_names_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Words, "value", lambda self, case: math.nan)
+    with pytest.raises(ValueError, match=r"sample s, .*the reward term words is nan"):
+        score_text(sample("K"), "K", spec({"words": 1.0}))
+
+
+# --- the combiner ------------------------------------------------------------------------------------------------------------
+
+
+def test_weights_and_breakdown() -> None:
+    one = spec({"answer": 0.9, "format": 0.1})
+    both = score_text(sample("12"), "Two dozen halved: <answer>12</answer>", one)
+    assert (both.total, dict(both.terms), both.parsed) == (pytest.approx(1.0), {"answer": 1.0, "format": 1.0}, "12")
+    bare = score_text(sample("12"), "12", one)
+    assert (bare.total, dict(bare.terms)) == (pytest.approx(0.9), {"answer": 1.0, "format": 0.0})
+    wrong = score_text(sample("12"), "<answer>13</answer>", one)
+    assert (wrong.total, wrong.outcome) == (pytest.approx(0.1), "wrong")
+    assert score_text(sample("12"), "12", spec({"answer": 1, "repetition": -0.5})).total == 1.0
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"anwser": 1.0}, "no term 'anwser'; did you mean answer"),
+        ({"terms": {}}, "no terms"),
+        ({"answer": 0.0}, "no term has a weight"),
+        ({"answer": math.nan}, "weight of answer must be a number"),
+        ({"answer": {"kind": "text"}}, "terms: {answer"),
+        ({"terms": {"a": {"term": "answer"}, "b": {"term": "format"}}}, r"no total.*0\.5\*a \+ 0\.5\*b"),
+        ({"terms": {"a": {"term": "anwser"}}}, "anwser"),
+        ({"terms": {"a": {"term": "answer", "kind": "guess"}}}, "kind"),
+        ({"terms": {"a b": {"term": "answer"}}}, "cannot be named"),
+        ({"terms": {"min": {"term": "answer"}}}, "cannot be named"),
+        ({"terms": {"a": {"term": "answer"}}, "total": "a + b"}, "'b' is no term"),
+        ({"terms": {"a": {"term": "answer"}}, "ttoal": "a"}, "ttoal"),
+        ({"terms": {"answer": 1.0}, "total": "answer"}, "not both"),
+        ({"preset": "deepeye"}, "did you mean deepeyes"),
+        ({"preset": "deepeyes", "terms": {"acc": {"kindd": "text"}}}, "kindd"),
+        ({"format": "xml"}, "weight of format"),
+    ],
+)
+def test_bad_reward_recipes_are_refused(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         RewardSpec.model_validate(bad)
 
 
-def test_short_and_long_forms_of_a_recipe() -> None:
-    assert RewardSpec.model_validate({"format": 1.0}).terms == {"format": 1.0}
-    assert RewardSpec.model_validate({"format": "boxed"}).terms == {"answer": 1.0}
-    spec = RewardSpec.model_validate({"terms": {"maths": 1}, "kind": "exact"})
-    assert RewardSpec.model_validate(spec.model_dump(mode="json")) == spec
+def test_forms_of_a_recipe_are_read_back() -> None:
+    assert RewardSpec().total == "answer"
+    for value in (
+        {}, {"format": 1.0}, {"terms": {"answer": 0.5, "maths": 0.5}}, {"terms": {"a": {"term": "answer"}}},
+        {"preset": "grit"}, {"terms": {"a": {"term": "answer"}}, "total": " a\n + 1 ", "by_source": {"x": {"answer": 1.0}}},
+    ):  # fmt: skip
+        one = spec(value)
+        assert spec(json.loads(json.dumps(one.model_dump(mode="json")))) == one
+    assert spec({"maths": 1.0}).terms["maths"] == Answer(kind="maths")
+    assert "AnyTerm" not in json.dumps(RewardSpec.model_json_schema())
 
 
-def rollout(text: str, sample_id: str = "s", stop: StopReason = StopReason.ANSWERED, index: int = 0) -> Rollout:
-    return Rollout(sample_id, "g", index, View("student", ()), (Turn((1,), (0.0,), text, stop),), stop)
+def test_presets_are_overridden_in_parts() -> None:
+    one = spec({"preset": "deepeyes", "terms": {"acc": {"kind": "text"}}, "total": "acc + tool"})
+    assert one.terms["acc"] == Answer(kind="text", max_chars=1000)
+    assert one.total == "acc + tool"
+    assert set(one.terms) == {"acc", "format", "tool"}
+    judge = {"term": "judge", "endpoint": {"url": "http://localhost:1/v1", "model": "m"}}
+    grit = spec({"preset": "grit", "terms": {"acc": judge}})
+    assert isinstance(grit.terms["acc"], Judge)
+    assert isinstance(grit.by_source["tallyqa"].terms["acc"], Judge)
+
+
+def test_rewards_by_source_and_kind() -> None:
+    one = spec({"answer": 1.0, "format": 1.0})
+    one = spec({**one.model_dump(mode="json"), "by_source": {"vstar": {"answer": 2.0}, "counting": {"format": 3.0}}})
+
+    def total(source: str, kind: str) -> float:
+        return score_text(sample("K", source=source, kind=kind), "<answer>K</answer>", one).total
+
+    assert (total("", ""), total("vstar", ""), total("x", "counting"), total("vstar", "counting")) == (2.0, 2.0, 3.0, 2.0)
+    assert set(score_text(sample("K", source="vstar"), "K", one).terms) == {"answer"}
 
 
 def test_rewards_are_keyed_by_sample() -> None:
     assert score(sample("12"), rollout("<answer>12</answer>")).total == 1.0
     with pytest.raises(ValueError, match="is of sample other"):
-        score(sample("12"), rollout("<answer>12</answer>", "other"))
+        score(sample("12"), rollout("<answer>12</answer>", sample_id="other"))
     group = score_group(Group(sample("12"), (rollout("12"), rollout("no idea what this could be", index=1))))
     assert [one.reward.outcome for one in group.rollouts if one.reward] == ["right", "unparsed"]
-    spec = RewardSpec.model_validate({"answer": 1.0, "format": 1.0})
-    assert score(sample("12"), rollout("<answer>12</answer>", stop=StopReason.TURN_TOKENS), spec).terms["format"] == 0.0
+    assert [one.index for one in group.rollouts] == [0, 1]
 
 
-def test_maths_is_compared_as_maths() -> None:
-    spec = RewardSpec(terms={"maths": 1.0})
-    for said, reference, right in (
-        ("1/2", "0.5", True), (r"\frac{1}{2}", "0.5", True), ("2x+1", "1+2x", True), ("3", "4", False),
-        ("not maths at all (", "4", False),
-    ):  # fmt: skip
-        assert score_text(sample(reference), f"<answer>{said}</answer>", spec).total == float(right), said
+def test_groups_are_scored_together_and_stay_apart() -> None:
+    asked: list[int] = []
+
+    def ask(queries: Sequence[Query]) -> list[str]:
+        asked.append(len(queries))
+        return ["A"] * len(queries)
+
+    text = "<answer>B</answer>"
+    groups = [
+        Group(CHOICE, (rollout(text, view=VIEW), rollout("<answer>C</answer>", view=VIEW, index=1))),
+        Group(Sample(id="t", question="q", answer="K", source="plain"), (rollout("K", sample_id="t"),)),
+    ]
+    one = spec({
+        "terms": {"acc": {"term": "answer"}, "lcr": {"term": "consistency"}}, "total": "acc * (1 + lcr)",
+        "by_source": {"plain": {"answer": 5.0}},
+    })  # fmt: skip
+    scored = score_groups(groups, one, ask)
+    assert asked == [4]  # two rollouts, two orders each, one call
+    rewards = [[rollout.reward for rollout in group.rollouts] for group in scored]
+    assert [[reward.outcome for reward in own if reward] for own in rewards] == [["right", "wrong"], ["right"]]
+    assert rewards[1][0] is not None
+    assert rewards[1][0].total == 5.0
 
 
-def test_maths_gives_up_in_time() -> None:
-    import time
-
-    start = time.monotonic()
-    assert score_text(sample("4"), "<answer>9^(9^(9^(9^9)))</answer>", RewardSpec(terms={"maths": 1.0})).outcome == "wrong"
-    assert time.monotonic() - start < 15
-
-
-def test_formats() -> None:
-    assert [
-        answer_tags(text)
-        for text in ("<answer>x</answer>", "So <answer>x</answer> \n", "<answer> </answer>", "x", "<answer>x</answer>.")
-    ] == [1, 1, 0, 0, 0]
-    assert answer_tags("<answer>a</answer><answer>b</answer>") == 0
-    assert answer_tags("<answer>a<answer>b</answer>") == 0
-    assert [
-        think_answer(text)
-        for text in ("<think>t</think><answer>x</answer>", "<answer>x</answer>", "<think></think><answer>x</answer>")
-    ] == [1, 0, 0]
-    assert [boxed(text) for text in (r"\boxed{3}", r"\boxed{}", r"\boxed{3}\boxed{4}", "3")] == [1, 0, 0, 0]
-    assert [think_boxed(text) for text in (r"<think>t</think>\boxed{3}", r"\boxed{3}")] == [1, 0]
+@pytest.mark.parametrize("text", ["A" * 1_000_000, "<answer>" * 100_000, "[1, 2, 3, 4]" * 80_000, "\0" * 1000, "nan", "1e999"])
+def test_hostile_texts_get_a_finite_reward(text: str) -> None:
+    every = spec({
+        "terms": {
+            "acc": {"term": "answer"}, "maths": {"term": "answer", "kind": "maths"}, "anls": {"term": "answer", "kind": "anls"},
+            "bleu": {"term": "answer", "kind": "bleu"}, "brier": {"term": "brier"}, "parsed": {"term": "parsed"},
+            "f": {"term": "format", "style": "rlcr"}, "iou": {"term": "box_iou"}, "match": {"term": "box_match"},
+            "edges": {"term": "box_edges"}, "point": {"term": "point_in_box"}, "rep": {"term": "repetition"},
+            "waits": {"term": "words"},
+            "frames": {"term": "frame_thinker"}, "tool": {"term": "tool_use"}, "count": {"term": "box_count"},
+        },
+        "total": "acc + maths + anls + bleu + brier + parsed + f + iou + match + edges + point + rep + waits + frames + tool"
+        " + count",
+    })  # fmt: skip
+    start = time.perf_counter()
+    reward = score(boxed_sample((20, 10, 60, 50), answer="4"), rollout(text), every)
+    assert math.isfinite(reward.total)
+    assert reward.outcome in ("wrong", "unparsed")
+    assert time.perf_counter() - start < 20

@@ -57,9 +57,9 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         return _from_hub(text)
     if (folder / "config.json").is_file():
         return folder
-    saved = [(int(path.parent.name.partition("_")[2]), path.parent) for path in folder.glob("checkpoints/step_*[0-9]/config.json")]
+    saved = [path.parent for path in folder.glob("checkpoints/step_*[0-9]/config.json")]
     if saved:  # a run folder
-        return max(saved)[1]
+        return max(saved, key=lambda path: int(path.name.partition("_")[2]))
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise LoadError(f"{folder}: a PEFT adapter, not a model; merge it into its base model ({base}) and load the result")

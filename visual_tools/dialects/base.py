@@ -78,9 +78,13 @@ class Result:
 class Dialect(Protocol):
     """One way of writing. Stateless."""
 
-    name: str
-    coords: Coords | None
-    """The convention that the dialect fixes for boxes; None: the model family's."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def coords(self) -> Coords | None:
+        """The convention that the dialect fixes for boxes; None: the model family's."""
+        ...
 
     def read(self, text: str) -> Reading:
         """What an action holds. Never raises; linear in the length of ``text``."""
