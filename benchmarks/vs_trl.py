@@ -133,16 +133,18 @@ class Meter:
 
 
 def run_foveate(case: Case, folder: Path, steps: int) -> dict[str, Any]:
-    from foveate.train import loop
+    from foveate.train import experience, loop
     from foveate.train.config import RunConfig
     from foveate.train.run import Run
-    from foveate.vlm.records import Group, Reward
+    from foveate.vlm.records import Group, Reward, Rollout
 
-    def score_group(group: Group, spec: object) -> Group:
-        scored = (dataclasses.replace(one, reward=Reward(reward_of(one.text))) for one in group.rollouts)
-        return Group(group.sample, tuple(scored))
+    def score_groups(groups: Sequence[Group], spec: object, ask: object) -> list[Group]:
+        def scored(group: Group) -> tuple[Rollout, ...]:
+            return tuple(dataclasses.replace(one, reward=Reward(reward_of(one.text))) for one in group.rollouts)
 
-    loop.score_group = score_group  # type: ignore[assignment] # the reward function of both sides
+        return [Group(group.sample, scored(group)) for group in groups]
+
+    experience.score_groups = score_groups  # type: ignore[assignment] # the reward function of both sides
     signals: dict[str, dict[str, Any]] = {
         "grpo": {"kind": "grpo"},
         "distill": {"kind": "distill", "teacher": "full", "divergence": "jsd", "beta": 0.5, "support": "full"},

@@ -60,7 +60,7 @@ class ExpertSpec(Part):
     def _sense(self) -> ExpertSpec:
         if self.kind in ("boxes", "frames") and self.wrong_first_frac:
             raise ValueError(
-                f"expert: wrong_first_frac is for shapes looked at one by one, not for kind {self.kind}; use zoom or draw"
+                f"expert: wrong_first_frac is for shapes looked at in turn, not for kind {self.kind}; use zoom or draw"
             )
         if self.thought_dropout and not self.think and self.kind != "boxes":
             raise ValueError("expert: thought_dropout needs thoughts; set think: true")

@@ -193,7 +193,8 @@ def _verl(row: Row) -> RawRow:
 def _deepeyes(row: Row) -> RawRow:
     raw = _verl(row)
     # The prompt's system message describes DeepEyes' own tool; the view of a run says which tools there are.
-    return replace(raw, tags={"env_name": as_text(row.first("env_name")) or ""})
+    name = as_text(row.first("env_name")) or ""
+    return replace(raw, tags={"env_name": name, "protocol": "none" if name in ("", "None") else name})
 
 
 def _cap_curriculum(row: Row) -> RawRow:

@@ -149,10 +149,10 @@ def test_report_writes_the_page(foveate: Run, tmp_path: Path) -> None:
 class Shifted(HFEngine):
     """An engine whose log-probs are those of the token before: the mistake that the doctor is for."""
 
-    def generate(self, contexts: list[Segment], seeds: list[list[int]], sampling: Sampling) -> list[list[Completion]]:  # type: ignore[override]
+    def generate(self, contexts: list[Segment], seeds: list[list[int]], sampling: Sampling, **memory: Any) -> list[list[Completion]]:  # type: ignore[override]
         return [
             [Completion(one.ids, (one.logprobs[-1], *one.logprobs[:-1]), one.stop) for one in own]
-            for own in super().generate(contexts, seeds, sampling)
+            for own in super().generate(contexts, seeds, sampling, **memory)
         ]
 
 

@@ -276,7 +276,7 @@ def test_what_an_expert_cannot_do() -> None:
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ({"kind": "boxes", "wrong_first_frac": 0.5}, "needs a second turn"),
+        ({"kind": "boxes", "wrong_first_frac": 0.5}, "looked at in turn"),
         ({"thought_dropout": 0.5}, "set think: true"),
         ({"jitter": 0.5}, "jitter"),
         ({"jitter_frac": 1.5}, "less than or equal to 1"),

@@ -203,12 +203,14 @@ def test_deepeyes(folder: Path) -> None:
         "reward_model": {"ground_truth": "red"},
     }
     result, sample = imported(folder, row)
-    assert (result.format, sample.answer, sample.tags["env_name"], sample.system) == (
+    assert (result.format, sample.answer, sample.tags["protocol"], sample.system) == (
         "deepeyes",
         "red",
         "visual_toolbox_v2",
         "Tools",
     )
+    _, plain = imported(folder, {**row, "env_name": None})
+    assert plain.tags["protocol"] == "none"
 
 
 def test_mini_o3(folder: Path) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 
-from ..rewards.combine import score_group
-from ..vlm.generate import Engine
+import numpy as np
+
+from ..rewards.base import Query
+from ..rewards.combine import score_groups
+from ..vlm.generate import Engine, Sampling
 from ..vlm.records import Group
 from ..vlm.render import Renderer
 from ..vlm.rollout import derive_seed
+from ..vlm.segments import Segment, join
 from .collect import Task
 from .signals.filters import reasons
 from .signals.settings import GrpoSignal
@@ -25,13 +30,32 @@ def play(task: Task, step: int, engine: Engine, renderer: Renderer, grpo: GrpoSi
         return task.play(step, engine, renderer)
     groups: list[Group] = []
     missing = task.prompts
+
+    def ask(queries: Sequence[Query]) -> list[str]:
+        return continued(queries, engine, renderer)
+
     for _ in range(1 + grpo.extra_rounds):
         played = task.play(step, engine, renderer, range(len(groups), len(groups) + missing))
-        groups += [score_group(group, grpo.reward) for group in played]
+        groups += score_groups(played, grpo.reward, ask)
         missing = task.prompts - sum(None in reasons(group, grpo) for group in groups)
         if missing <= 0:
             break
     return shuffled(groups, derive_seed(task.seed, step, "shuffle")) if grpo.shuffle else groups
+
+
+def continued(queries: Sequence[Query], engine: Engine, renderer: Renderer) -> list[str]:
+    """What the model writes next, greedily, behind each chat and the beginning of its reply."""
+    texts: dict[int, str] = {}
+    for length in {query.max_new_tokens for query in queries}:
+        chosen = [place for place, query in enumerate(queries) if query.max_new_tokens == length]
+        contexts = []
+        for place in chosen:
+            ids = np.asarray(renderer.encode(queries[place].prefix), np.int64)
+            begun = Segment(ids, np.tile(np.arange(len(ids)), (3, 1)), len(ids))
+            contexts.append(join((renderer.prompt(queries[place].messages), begun)))
+        done = engine.generate(contexts, [[0]] * len(contexts), Sampling(temperature=0.0, max_new_tokens=length))
+        texts |= {place: renderer.decode(one.ids) for place, (one,) in zip(chosen, done, strict=True)}
+    return [texts[place] for place in range(len(queries))]
 
 
 def shuffled(groups: list[Group], seed: int) -> list[Group]:
