@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fake_run
 import numpy as np
@@ -17,9 +18,8 @@ from foveate import cli
 from foveate.run_folder import default_folder, prepare, set_aside
 from foveate.train.recipes import dump_recipe, load_recipe
 from foveate.train.recorder import RunFolderError
-from foveate.vlm.generate import Completion, HFEngine, Sampling
+from foveate.vlm.generate import Completion, HFEngine
 from foveate.vlm.load import tiny_random
-from foveate.vlm.segments import Segment
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -149,10 +149,10 @@ def test_report_writes_the_page(foveate: Run, tmp_path: Path) -> None:
 class Shifted(HFEngine):
     """An engine whose log-probs are those of the token before: the mistake that the doctor is for."""
 
-    def generate(self, contexts: list[Segment], seeds: list[list[int]], sampling: Sampling, **memory: Any) -> list[list[Completion]]:  # type: ignore[override]
+    def generate(self, *args: Any, **kwargs: Any) -> list[list[Completion]]:
         return [
             [Completion(one.ids, (one.logprobs[-1], *one.logprobs[:-1]), one.stop) for one in own]
-            for own in super().generate(contexts, seeds, sampling, **memory)
+            for own in super().generate(*args, **kwargs)
         ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import weakref
@@ -11,6 +12,8 @@ import pytest
 import torch
 from helpers import picture
 
+from foveate.train.config import TeacherPart
+from foveate.train.teacher import Teacher
 from foveate.vlm import decode
 from foveate.vlm.generate import Completion, HFEngine, Sampling
 from foveate.vlm.load import VLM, tiny_random
@@ -75,6 +78,23 @@ def test_keeping_what_was_read_changes_no_token(family: str, turns: int, picture
         assert [turn.action_ids_K for turn in mine.turns] == [turn.action_ids_K for turn in theirs.turns]
         for one, other in zip(mine.turns, theirs.turns, strict=True):
             assert one.action_logprobs_K == pytest.approx(other.action_logprobs_K, abs=1e-4)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+@pytest.mark.filterwarnings("ignore:.*cannot share a prefix")
+def test_law_7_sampled_logprobs_are_the_trainers_through_tool_turns_with_pictures(family: str, turns: int) -> None:
+    vlm = model(family)
+    rollouts = play(HFEngine(vlm), Looks(turns), num_prompts=2, n=3)
+    assert max(len(one.turns) for one in rollouts) == turns + 1
+    teacher = Teacher(vlm, TeacherPart())
+    scored = teacher.score([(one, one.view) for one in rollouts], 100_000, 1.0)
+    for one, rows in zip(rollouts, scored, strict=True):
+        for turn, row in zip(one.turns, rows, strict=True):
+            assert turn.action_logprobs_K == pytest.approx(row, abs=1e-4)
+    blind = dataclasses.replace(rollouts[0], view=View("student", (Message.user("no picture"),)))
+    (wrong,) = teacher.score([(blind, blind.view)], 100_000, 1.0)
+    assert max(abs(a - b) for a, b in zip(rollouts[0].turns[0].action_logprobs_K, wrong[0], strict=True)) > 1e-3
 
 
 def test_small_parts_give_the_same_rollouts() -> None:

@@ -1,0 +1,49 @@
+"""Every recipe with tools runs as it stands: two steps on the embedded model, with fewer prompts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from foveate.train.loop import train
+from foveate.train.recipes import load_recipe, recipe_path
+
+NAMES = sorted(path.stem for path in recipe_path("deepeyes").parent.glob("*.yaml"))
+SMALL = ["steps=2", "prompts=2", "eval=null", "checkpoint.best_view=null", "loggers=[]", "threads=1", "checkpoint.every=10"]
+
+
+def test_the_recipes_of_the_methods_are_there() -> None:
+    methods = {"deepeyes", "v_toolrl", "grit", "vilasr", "frame_thinker", "grpo", "tool_opd"}
+    assert methods <= set(NAMES)
+    papers = {path.stem for path in (recipe_path("deepeyes").parent / "paper").glob("*.yaml")}
+    assert methods <= papers, "each names its settings for a Qwen-VL"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:step .*gradient norm")
+def test_a_recipe_trains_as_it_stands(name: str, tmp_path: Path) -> None:
+    config = load_recipe(name)
+    fewer = [f"anchors.{place}.{key}" for place in range(len(config.anchors)) for key in ("prompts=1", "pool=0")]
+    rollouts = [] if config.rollouts == 1 else ["rollouts=2"]
+    train(load_recipe(name, [*SMALL, *fewer, *rollouts]), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss/total" in row]
+    assert len(steps) == 2
+    assert all(math.isfinite(row["loss/total"]) and math.isfinite(row["optim/grad_norm"]) for row in steps)
+    if config.signals[0].kind == "sft" or name in ("deepeyes", "tool_opd", "grit"):
+        assert any(row["optim/grad_norm"] > 0 for row in steps)
+
+
+def test_the_control_deals_rewards_out_over_groups(tmp_path: Path) -> None:
+    """The same rewards, at other rollouts, the same ones when run again."""
+    rows = []
+    for place, options in enumerate(([], ["signals.0.shuffle=true"], ["signals.0.shuffle=true"])):
+        train(load_recipe("deepeyes", [*SMALL, "prompts=6", "steps=1", *options]), tmp_path / str(place))
+        rows.append(json.loads((tmp_path / str(place) / "metrics.jsonl").read_text().splitlines()[0]))
+    plain, shuffled, again = rows
+    assert plain["reward/total"] == pytest.approx(shuffled["reward/total"])
+    assert plain["loss/total"] != shuffled["loss/total"]
+    assert shuffled["loss/total"] == again["loss/total"]
