@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from foveate.train.loop import train
 from foveate.train.recipes import load_recipe, recipe_path
+from foveate.vlm.load import save, tiny_random
 
 NAMES = sorted(path.stem for path in recipe_path("deepeyes").parent.glob("*.yaml"))
-SMALL = ["steps=2", "prompts=2", "eval=null", "checkpoint.best_view=null", "loggers=[]", "threads=1", "checkpoint.every=10"]
+SMALL = ["steps=2", "prompts=4", "eval=null", "checkpoint.best_view=null", "loggers=[]", "threads=1", "checkpoint.every=10"]
 
 
 def test_the_recipes_of_the_methods_are_there() -> None:
@@ -33,7 +36,7 @@ def test_a_recipe_trains_as_it_stands(name: str, tmp_path: Path) -> None:
     steps = [row for row in rows if "loss/total" in row]
     assert len(steps) == 2
     assert all(math.isfinite(row["loss/total"]) and math.isfinite(row["optim/grad_norm"]) for row in steps)
-    if config.signals[0].kind == "sft" or name in ("deepeyes", "tool_opd", "grit"):
+    if config.signals[0].kind in ("sft", "distill"):
         assert any(row["optim/grad_norm"] > 0 for row in steps)
 
 
@@ -47,3 +50,30 @@ def test_the_control_deals_rewards_out_over_groups(tmp_path: Path) -> None:
     assert plain["reward/total"] == pytest.approx(shuffled["reward/total"])
     assert plain["loss/total"] != shuffled["loss/total"]
     assert shuffled["loss/total"] == again["loss/total"]
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("deepeyes", "qwen2_5_vl"),
+        ("v_toolrl", "qwen2_vl"),
+        ("grit", "qwen2_5_vl"),
+        ("vilasr", "qwen2_5_vl"),
+        ("tool_opd", "qwen3_vl"),
+    ],
+)
+def test_the_settings_for_a_large_model_run_on_a_random_one_of_its_family(name: str, family: str, tmp_path: Path) -> None:
+    """Prompts, tools, coordinates and rewards of recipes/paper, with a photograph and a small model in place of the large one."""
+    save(tiny_random(family, seed=0), tmp_path / "model")
+    Image.fromarray(load_sample_image("china.jpg")).save(tmp_path / "china.jpg")
+    Image.fromarray(load_sample_image("china.jpg")[100:200, 100:200]).save(tmp_path / "crop.png")
+    box = {"boxes_px_xyxy": [[100, 100, 200, 200]], "teacher_images": ["crop.png"]}
+    row = {"image": "china.jpg", "question": "What colour is the wall?", "answer": "red", **box}
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({**row, "id": f"q{k}"}) + "\n" for k in range(4)))
+    data = f"data={{path: {tmp_path / 'data.jsonl'}}}"
+    small = [f"model.name={tmp_path / 'model'}", "model.max_pixels=50176", data, "prompts=2", "sampling.max_new_tokens=12"]
+    train(load_recipe(f"paper/{name}", [*SMALL, *small, "rollouts=2", "steps=1"]), tmp_path / "run")
+    (logged,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert math.isfinite(logged["loss/total"])
+    shown = json.loads(next((tmp_path / "run" / "rollouts").glob("*.jsonl")).read_text().splitlines()[0])
+    assert (shown["student"][0]["role"] == "system") == (name != "grit"), "the tools are offered in the system prompt"
