@@ -13,7 +13,7 @@ from ..visual_tools.spec import ToolsSpec, build_toolbox
 from ..vlm.generate import HFEngine, Sampling
 from ..vlm.images import Picture
 from ..vlm.load import VLM
-from ..vlm.messages import to_json
+from ..vlm.messages import Message, to_json
 from ..vlm.records import Rollout, Sample
 from ..vlm.rollout import Limits, Rules, rollout
 from .intervals import accuracy_interval
@@ -77,6 +77,7 @@ class HoldoutEvaluator:
                     "parsed": verdict.parsed,
                     "outcome": verdict.outcome,
                     "messages": to_json(one.view.messages, self.store) if self.store else [],
+                    "shown": to_json(_observations(one), self.store) if self.store else [],
                 }
                 for sample, one, verdict in list(zip(samples, played, judged, strict=True))[: self.num_cases]
             ],
@@ -97,3 +98,7 @@ class HoldoutEvaluator:
             rules=Rules(toolbox, Limits(turns=held.max_turns)),
         )
         return [group.rollouts[0] for group in groups]
+
+
+def _observations(one: Rollout) -> list[Message]:
+    return [turn.observation for turn in one.turns if turn.observation is not None]
