@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from foveate.train.experience import shuffled
 from foveate.train.loop import train
 from foveate.train.recipes import load_recipe, recipe_path
 from foveate.vlm.load import save, tiny_random
+from foveate.vlm.messages import Message
+from foveate.vlm.records import Group, Reward, Rollout, Sample, StopReason, View
 
 NAMES = sorted(path.stem for path in recipe_path("deepeyes").parent.glob("*.yaml"))
 SMALL = ["steps=2", "prompts=4", "eval=null", "checkpoint.best_view=null", "loggers=[]", "threads=1", "checkpoint.every=10"]
@@ -48,8 +51,23 @@ def test_the_control_deals_rewards_out_over_groups(tmp_path: Path) -> None:
         rows.append(json.loads((tmp_path / str(place) / "metrics.jsonl").read_text().splitlines()[0]))
     plain, shuffled, again = rows
     assert plain["reward/total"] == pytest.approx(shuffled["reward/total"])
-    assert plain["loss/total"] != shuffled["loss/total"]
-    assert shuffled["loss/total"] == again["loss/total"]
+    assert plain["optim/grad_norm"] != shuffled["optim/grad_norm"]
+    assert shuffled["optim/grad_norm"] == again["optim/grad_norm"]
+
+
+def test_no_group_keeps_its_own_rewards() -> None:
+    view = View("student", (Message.user("q"),))
+    groups = [
+        Group(
+            Sample(id=f"s{g}", question="q"),
+            tuple(Rollout(f"s{g}", f"g{g}", k, view, (), StopReason.ANSWERED, reward=Reward(10.0 * g + k)) for k in range(3)),
+        )
+        for g in range(5)
+    ]
+    for seed in range(20):
+        dealt = [[one.reward.total for one in group.rollouts if one.reward] for group in shuffled(groups, seed)]
+        assert sorted(dealt) == [[10.0 * g + k for k in range(3)] for g in range(5)]
+        assert all(row[0] != 10.0 * g for g, row in enumerate(dealt))
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,13 @@ def continued(queries: Sequence[Query], engine: Engine, renderer: Renderer) -> l
 
 
 def shuffled(groups: list[Group], seed: int) -> list[Group]:
-    """The groups with all their rewards dealt out anew, across groups: what a run learns from them is not in the rewards."""
-    rewards = [one.reward for group in groups for one in group.rollouts]
-    random.Random(seed).shuffle(rewards)
-    dealt = iter(rewards)
-    return [
-        Group(group.sample, tuple(dataclasses.replace(one, reward=next(dealt)) for one in group.rollouts)) for group in groups
-    ]
+    """Every group with the rewards of another one: as many groups teach something as before, and nothing that is true."""
+    order = list(range(len(groups)))
+    random.Random(seed).shuffle(order)
+    giver = {place: order[at - 1] for at, place in enumerate(order)}
+    dealt = []
+    for place, group in enumerate(groups):
+        rewards = [one.reward for one in groups[giver[place]].rollouts]
+        rollouts = tuple(dataclasses.replace(one, reward=reward) for one, reward in zip(group.rollouts, rewards, strict=True))
+        dealt.append(Group(group.sample, rollouts))
+    return dealt

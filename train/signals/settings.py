@@ -45,7 +45,7 @@ class GrpoSignal(Part):
     weight: float = pydantic.Field(1.0, ge=0)
     reward: RewardSpec = RewardSpec()
     shuffle: bool = False
-    """Control: the step's rewards are dealt out at random over its rollouts; what is gained then is not learned from them."""
+    """Control: every group gets the rewards of another group of the step; what is gained then is not learned from them."""
     advantage: Literal["mean_std", "mean", "rloo"] = "mean_std"
     """The group's centred rewards divided by their standard deviation; centred only; against the mean of the others."""
     policy: Literal["clip", "cispo"] = "clip"
