@@ -140,3 +140,9 @@ def test_smoothing_does_not_lag_and_keeps_a_constant() -> None:
 def test_heat_and_signs() -> None:
     assert heat([0.0, 0.125, 0.5, 9.0]) == [0.0, 0.5, 1.0, 1.0]
     assert [signed(points) for points in (12.34, -0.26, -0.04, 0.0)] == ["+12.3", "\u22120.3", "0.0", "0.0"]
+
+
+def test_tiny_and_constant_values_have_axes() -> None:
+    assert ticks(1e-13, 1e-13)[0] < ticks(1e-13, 1e-13)[-1]
+    assert ticks(0.0, 3e-14) == [0.0, 1e-14, 2e-14, 3e-14]
+    assert line_chart("lr", [Series("lr", [1, 2], [1e-13, 1e-13])])
