@@ -16,7 +16,8 @@ from ..visual_tools.spec import ToolsSpec
 from ..vlm.records import Sample
 
 Outcome = Literal["right", "wrong", "unparsed", "truncated", "failed", "unscored"]
-"""truncated: a limit ended the text before an answer; failed: the engine gave nothing after all retries. All but right are wrong."""
+"""truncated: a limit ended the text before an answer; failed: the engine gave nothing after all retries. All but right count as
+wrong."""
 
 
 @dataclass(frozen=True)
@@ -103,5 +104,6 @@ class Played:
 
 
 Row = dict[str, Any]
-"""Keys: benchmark, mode, item, draw (0..n-1), categories, group, question, options, gold, texts, parsed, outcome, score (0..1), stop,
-tokens_in, tokens_out, tokens_image, calls, seconds, error, order (permutation of the options as shown), story."""
+"""Keys: benchmark, mode, item, index, draw (0..n-1), categories, group, question, options, gold, texts, parsed, choice, outcome,
+score (0..1), runaway, judged, stop, tokens_in, tokens_out, tokens_image, calls, seconds, error, order (of the options as shown),
+boxes_px_xyxy, box_image, extra, story; those of circular runs also draws and votes."""

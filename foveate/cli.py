@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_play
+from . import cli_eval, cli_play
 
 if TYPE_CHECKING:
     from .doctor import Finding
@@ -35,6 +35,7 @@ app.add_typer(recipes_app, name="recipes")
 
 app.command()(cli_play.rollout)
 app.command()(cli_play.sample)
+app.command("eval")(cli_eval.evaluate)
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
