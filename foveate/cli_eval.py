@@ -32,7 +32,7 @@ err = Console(stderr=True, highlight=False)
 def evaluate(
     model: Annotated[list[str], typer.Argument(metavar="MODEL | compare A B", help="A model, or two folders to compare.")],
     bench: Annotated[list[str] | None, typer.Option(help="NAME or NAME=PATH of a local copy; list: names.")] = None,
-    mode: Annotated[str, typer.Option(help="direct, imagine, tools, crop, consistency, with commas between.")] = "direct",
+    mode: Annotated[str, typer.Option(help="direct, imagine, tools, crop, consistency, gap, tools-grey, ...")] = "direct",
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many items.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of options and of sampling.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: every n-th item, from i = 0.")] = "0/1",
@@ -48,6 +48,7 @@ def evaluate(
     per_minute: Annotated[float | None, typer.Option(help="Most requests a minute.")] = None,
     judge: Annotated[str | None, typer.Option(help="URL=MODEL of a served judge for replies that no rule can read.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Most pixels of a picture in the model's eyes.")] = None,
+    corrupt: Annotated[str, typer.Option(help="blank_image, random_image, no_conditions, permuted_options; commas.")] = "",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what the engine failed at.")] = False,
     intersect: Annotated[bool, typer.Option("--intersect", help="compare: items that both have.")] = False,
     to: Annotated[Path | None, typer.Option(help="Folder; default: runs/eval/MODEL-BENCH.")] = None,
@@ -73,7 +74,8 @@ def evaluate(
             folder=to if to is not None and len(bench) == 1 else (to or Path("runs/eval")) / _folder(model[0], one),
             limit=limit, seed=seed, shard=_shard(shard), shuffle=_order(options), overrides=overrides,
             server=_server(server, model[0], workers, per_minute, family, max_pixels), max_pixels=max_pixels,
-            judge=_judge(judge), retry_failed=retry_failed, command=shlex.join(["foveate", *sys.argv[1:]]),
+            judge=_judge(judge), corruptions=_corruptions(corrupt), retry_failed=retry_failed,
+            command=shlex.join(["foveate", *sys.argv[1:]]),
         )  # fmt: skip
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
         with Bar(TextColumn("{task.description}"), *columns, console=err) as bar:
@@ -90,13 +92,16 @@ def evaluate(
 def _show(found: dict[str, Any], folder: Path) -> None:
     from .eval.tables import render, render_categories
 
-    meta = found["meta"]
-    where = f"{meta['source']}, {meta['rows']} rows, sha256 {meta['sha256'][:12]}"
+    source = found["meta"]["source"]
+    where = f"{source['path']}, {source['num_rows']} rows, sha256 {source['sha256'][:12]}"
     out.print(f"[bold]{escape(found['title'])}[/]  {escape(where)}", soft_wrap=True)
     _table(render(found))
     categories = render_categories(found)
     if len(categories) > 2:
         _table(categories)
+    for title, rows in found["diagnoses"].items():
+        out.print(f"[bold]{escape(title)}[/]")
+        _table(rows)
     for name in ("report.html", "summary.json", "rows.jsonl"):
         out.print(f"  {folder / name}", soft_wrap=True)
 
@@ -138,6 +143,16 @@ def _shard(text: str) -> tuple[int, int]:
     if not first.isdigit() or not second.isdigit() or int(first) >= int(second):
         raise ValueError(f"--shard {text}: expected i/n with i from 0 to n - 1, such as 0/4")
     return int(first), int(second)
+
+
+def _corruptions(text: str) -> Any:
+    from .eval.corrupt import CORRUPTIONS
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in CORRUPTIONS]
+    if unknown:
+        raise ValueError(f"--corrupt {unknown[0]}: expected some of {', '.join(CORRUPTIONS)}")
+    return names
 
 
 def _order(text: str) -> Any:
