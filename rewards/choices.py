@@ -197,6 +197,8 @@ def _equal(text: str, options: Sequence[str]) -> str | None:
     if len(raw) == 1:
         return _letter(raw[0])
     said = normal(text)
+    if len(said) == 1 and len(re.findall(r"\b\w\b", text)) > 1:
+        return None  # "C. A" is a letter and an option's text, of which one was taken for an article
     same = [index for index, option in enumerate(options) if said and words(option) and normal(option) == said]
     return _letter(same[0]) if len(same) == 1 else None
 
