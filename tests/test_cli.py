@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate import cli
 from foveate.run_folder import default_folder, prepare, set_aside
 from foveate.train.recipes import dump_recipe, load_recipe
 from foveate.train.recorder import RunFolderError
@@ -22,23 +20,6 @@ from foveate.vlm.generate import Completion, HFEngine
 from foveate.vlm.load import tiny_random
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def foveate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: ``(exit status, standard output, standard error)``."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["foveate", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 1
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
-
-    return run
 
 
 @pytest.mark.parametrize(

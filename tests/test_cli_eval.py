@@ -14,25 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate import cli
 from foveate.datasets.scenes import samples
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def foveate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["foveate", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 1
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
-
-    return run
 
 
 def test_four_modes_in_one_table(foveate: Run, tmp_path: Path) -> None:
@@ -147,14 +131,11 @@ def _lines(folder: Path) -> int:
     return _text(folder).count("\n")
 
 
-def test_a_picture_that_is_gone_fails_alone(foveate: Run, tmp_path: Path) -> None:
+def test_a_picture_that_is_gone_is_named_before_anything_is_asked(foveate: Run, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     rows = [{"id": "here", "image": "a.png"}, {"id": "gone", "image": "gone.png"}]
     text = "".join(json.dumps({**row, "question": "What letter is on the red circle?", "answer": "K"}) + "\n" for row in rows)
     (tmp_path / "mine.jsonl").write_text(text)
     status, _, shown = foveate("eval", "tiny", "--bench", f"custom={tmp_path / 'mine.jsonl'}", "--to", str(tmp_path / "out"))
-    if status == 0:
-        found = json.loads((tmp_path / "out" / "summary.json").read_text())["modes"]["direct"]
-        assert found["rates"]["failed"] == 0.5
-    else:
-        assert "gone.png" in shown
+    assert status == 2
+    assert "mine.jsonl, line 2: no picture 'gone.png'" in " ".join(shown.split())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from PIL import Image
 from video_files import greys, write_video
 
-from foveate import cli
 from foveate.datasets.scenes import samples
 from foveate.datasets.trajectories import read_trajectories
 from foveate.train.loop import train
@@ -19,21 +17,6 @@ from foveate.train.recipes import load_recipe
 from foveate.vlm.load import save, tiny_random
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def foveate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["foveate", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 1
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
-
-    return run
 
 
 def test_a_rollout_on_a_picture_prints_its_turns_and_saves_what_was_seen(foveate: Run, tmp_path: Path) -> None:
