@@ -10,6 +10,7 @@ Kinds, from easy to hard:
 | letter | What letter is on the red triangle? | K |
 | colour | What colour is the triangle that shows K? | red |
 | compare | Do the red triangle and the blue circle show the same letter? | yes |
+| earlier | Which letter is earlier, that on the red triangle or that on the blue circle? | C |
 | hop | What letter is on the shape left of the red triangle? | C |
 
 Every question has exactly one right answer; a scene in which it would have none or several is not asked it.
@@ -108,6 +109,14 @@ def _compare(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str,
                 yield text, "yes" if same else "no", (int(first), int(second)), f"{one.colour}-{other.colour}"
 
 
+def _earlier(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
+    pairs = [(first, second) for first in range(len(scene.objects)) for second in range(len(scene.objects)) if first != second]
+    for place in rng.permutation(len(pairs)):
+        one, other = (scene.objects[index] for index in pairs[place])
+        text = f"Which letter is earlier, that on the {one.name} or that on the {other.name}?"
+        yield text, min(one.letter, other.letter), pairs[place], f"{one.colour}-{other.colour}"
+
+
 def _hop(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
     steps = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
     cells = {(item.row, item.column): index for index, item in enumerate(scene.objects)}
@@ -128,6 +137,7 @@ _MAKERS: dict[str, tuple[float, Callable[[Scene, np.random.Generator], Iterator[
     "letter": (0.5, _letter),
     "colour": (0.6, _colour),
     "compare": (0.8, _compare),
+    "earlier": (0.85, _earlier),
     "hop": (0.9, _hop),
 }
 KINDS: tuple[str, ...] = tuple(_MAKERS)

@@ -11,7 +11,7 @@ from .scenes import WORLDS, samples, scene, split_seeds, world_of
 from .video_scenes import CLIP_WORLDS, ClipWorld, check_clip_kinds, clip_scene
 
 _SCENES_KEPT = 512
-_ONE_PER_OBJECT = frozenset({"letter", "where"})  # kinds that every object of every scene allows
+_ALWAYS = frozenset({"letter", "where", "earlier"})  # kinds that every object, or pair of objects, of every scene allows
 
 
 class SceneSamples(Sequence[Sample]):
@@ -57,7 +57,7 @@ def scene_samples(
     if world not in WORLDS:
         raise ValueError(f"unknown world {world!r}; expected one of {', '.join((*WORLDS, *CLIP_WORLDS))}")
     chosen, seeds = world_of(world), split_seeds(split, seed)
-    if set(kinds) <= _ONE_PER_OBJECT and questions_per_scene <= chosen.num_objects * len(set(kinds)):
+    if set(kinds) <= _ALWAYS and questions_per_scene <= chosen.num_objects * len(set(kinds)):
 
         def draw(number: int) -> list[Sample]:
             return scene(chosen, seeds[number]).samples(
