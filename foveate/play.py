@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import ImageDraw
 
+from .datasets.curriculum import Shuffled
 from .datasets.presets import TINY_TOOLS
 from .datasets.spec import load_data
 from .rewards.combine import RewardSpec, score_group
@@ -120,7 +121,10 @@ def collect_own(config: RunConfig, target: Path, filters: Filters, reward: Rewar
     protocols = Protocols(config.tools, config.protocols, limits, vlm.family.coords)
     samples = load_data(config.data)
     sampling = Sampling(config.sampling.temperature, config.sampling.top_p, config.sampling.top_k, config.sampling.max_new_tokens)
-    task = Task("own", samples, config.student, 1, config.rollouts, config.sampling, config.seed, protocols, config.leak_check)
+    task = Task(
+        "own", samples, Shuffled(samples, config.seed, 1), config.student, 1, config.rollouts, config.sampling, config.seed,
+        protocols, config.leak_check,
+    )  # fmt: skip
 
     def played(chunk: Sequence[Sample]) -> list[Group]:
         pairs = [(sample, task.view_of(sample)) for sample in chunk]

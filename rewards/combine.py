@@ -166,7 +166,8 @@ def score_groups(groups: Sequence[Group], spec: RewardSpec | None = None, ask: A
     cases = [_case(group.sample, one, ScoreContext(ask, group.rollouts)) for group in groups for one in group.rollouts]
     rewards = iter(_scored(cases, spec))
     return [
-        Group(group.sample, tuple(dataclasses.replace(one, reward=next(rewards)) for one in group.rollouts)) for group in groups
+        dataclasses.replace(group, rollouts=tuple(dataclasses.replace(one, reward=next(rewards)) for one in group.rollouts))
+        for group in groups
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from foveate.datasets.curriculum import Shuffled
 from foveate.datasets.scenes import samples as scenes
 from foveate.datasets.views import resolve_view
 from foveate.train import experience, metrics
@@ -54,7 +55,7 @@ class Played:
 )  # fmt: skip
 def test_prompts_are_drawn_until_enough_groups_have_variance(rounds: int, asked: list[list[int]]) -> None:
     task, settings = Played(), GrpoSignal(kind="grpo", filter_zero_variance=True, extra_rounds=rounds)
-    groups = experience.play(task, 0, None, None, settings)  # type: ignore[arg-type]
+    groups = experience.play(task, 0, None, None, settings).groups  # type: ignore[arg-type]
     assert task.asked == asked
     taught = [None in reasons(group, settings) for group in groups]
     assert taught == [place % 3 == 0 for places in asked for place in places]
@@ -78,8 +79,7 @@ def test_a_step_owns_its_draws() -> None:
     pool = tuple(scenes("detail", "train", 40))
 
     def drawn(rounds: int, step: int, places: range | None = None) -> list[str]:
-        task = Task("main", pool, resolve_view("tiny.full"), 2, 2, SamplingPart(), 0, NoTools(), rounds=rounds)  # type: ignore[arg-type]
-        return [sample.id for sample, _ in task.draw(step, places)]
+        return [pick.sample.id for pick in Shuffled(pool, 0, 2 * rounds).pick(step, places or range(2))]
 
     plain = [one for step in range(6) for one in drawn(1, step)]
     assert len(set(plain)) == 12
@@ -99,7 +99,7 @@ def test_a_sample_met_again_in_a_later_round_is_played_anew(monkeypatch: pytest.
 
     monkeypatch.setattr("foveate.train.collect.rollout", fake_rollout)
     pool = tuple(scenes("detail", "train", 2))
-    task = Task("main", pool, resolve_view("tiny.full"), 2, 2, SamplingPart(), 3, NoTools(), rounds=2)  # type: ignore[arg-type]
+    task = Task("main", pool, Shuffled(pool, 3, 4), resolve_view("tiny.full"), 2, 2, SamplingPart(), 3, NoTools())  # type: ignore[arg-type]
     first, again = (task.play(1, None, None, places) for places in (None, range(2, 4)))  # type: ignore[arg-type]
     assert len({*seeds}) == 2
     assert [group.rollouts[0].group_id for group in (*first, *again)] == ["main/1/0", "main/1/1", "main/1/2", "main/1/3"]

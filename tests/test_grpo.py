@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.train.batch import make_batches
-from foveate.train.config import GrpoSignal, TeacherPart
+from foveate.train.config import GrpoSignal
+from foveate.train.measure import sampled_logprobs
 from foveate.train.signals.advantage import advantages, has_variance
 from foveate.train.signals.base import Context, constant_NK
 from foveate.train.signals.filters import counts, reasons
 from foveate.train.signals.grpo import Grpo
 from foveate.train.streams import Stream, denominators, plain_weight, row_weight
-from foveate.train.teacher import Teacher
 from foveate.train.update import accumulate, remember_start
 from foveate.vlm.load import VLM, tiny_random
 from foveate.vlm.records import Group, Reward, Rollout, Sample, Signal, StopReason, Turn, View
@@ -222,7 +222,7 @@ def rendered_signals(vlm: VLM, values: Sequence[float | None]) -> list[Signal]:
     def near(row: tuple[float, ...]) -> tuple[float, ...]:
         return tuple((torch.tensor(row) + 0.2 * torch.randn(len(row), generator=noise)).tolist())
 
-    scores = Teacher(vlm, TeacherPart()).score([(one, one.view) for one, _ in made], 10_000, 1.0)
+    scores = sampled_logprobs(vlm, [(one, one.view) for one, _ in made], micro_tokens=10_000, temperature=1.0)
     signals = []
     for (one, value), own in zip(made, scores, strict=True):
         turns = [dataclasses.replace(part, action_logprobs_K=near(row)) for part, row in zip(one.turns, own, strict=True)]
@@ -333,7 +333,7 @@ def test_the_reference_scores_only_what_teaches_and_in_its_place() -> None:
 @pytest.mark.parametrize("kind", ["k2", "k3"])
 def test_a_reference_that_is_the_student_does_not_pull(vlm: VLM, kind: str) -> None:
     silent = rendered_signals(vlm, (0.0, 0.0, 0.0, 0.0))
-    own = Teacher(vlm, TeacherPart()).score([(one.rollout, one.rollout.view) for one in silent], 10_000, 1.0)
+    own = sampled_logprobs(vlm, [(one.rollout, one.rollout.view) for one in silent], micro_tokens=10_000, temperature=1.0)
     same = [dataclasses.replace(one, teacher_logprobs_NK=row) for one, row in zip(silent, own, strict=True)]
     stream = stream_of(kl=kind, kl_weight=1.0)
     loss, gradients = gradients_of(vlm, [same], stream)

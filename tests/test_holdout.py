@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from foveate.datasets.curriculum import Shuffled
 from foveate.datasets.scene_stream import scene_samples
 from foveate.datasets.views import make_view, resolve_view
 from foveate.eval.holdout import HeldOut, HoldoutEvaluator
@@ -55,8 +56,9 @@ def test_what_cannot_be_parsed_is_wrong_and_counted(tiny: VLM) -> None:
 
 def test_law_13_training_and_evaluation_write_the_same_prompt(tiny: VLM) -> None:
     samples, spec = scene_samples("place", "test", 3), resolve_view("tiny.tools")
-    task = Task("main", samples, spec, 3, 1, SamplingPart(), 0, Protocols(ToolsSpec(), {}, Limits(turns=1), "norm1000"))
-    trained = {sample.id: tiny.renderer.prompt(view.messages) for sample, view in task.draw(0)}
+    protocols = Protocols(ToolsSpec(), {}, Limits(turns=1), "norm1000")
+    task = Task("main", samples, Shuffled(samples, 0, 3), spec, 3, 1, SamplingPart(), 0, protocols)
+    trained = {sample.id: tiny.renderer.prompt(task.view_of(sample).messages) for sample in samples}
     for sample in samples:
         evaluated = tiny.renderer.prompt(make_view(sample, spec, "student").messages)
         assert np.array_equal(trained[sample.id].ids_T, evaluated.ids_T)

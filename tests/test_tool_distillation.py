@@ -16,7 +16,7 @@ from foveate.datasets.views import make_view, resolve_view
 from foveate.train.batch import Batch, make_batches
 from foveate.train.config import AnySignal, DistillSignal, GrpoSignal, RunConfig, TeacherPart
 from foveate.train.losses import KDRows, RowLoss, head_loss
-from foveate.train.measure import token_values
+from foveate.train.measure import sampled_logprobs, token_values
 from foveate.train.signals.base import Context
 from foveate.train.signals.mix import mixed
 from foveate.train.signals.registry import builder
@@ -65,7 +65,7 @@ def context(vlm: VLM, teacher: Teacher, step: int = 0) -> Context:
     def measure(pairs: Any, stream: Any, what: Any) -> Any:
         return token_values(vlm, teacher, pairs, stream, what, micro_tokens=100_000, temperature=1.0)
 
-    score = partial(teacher.score, micro_tokens=100_000, temperature=1.0)
+    score = partial(sampled_logprobs, teacher.vlm, micro_tokens=100_000, temperature=1.0)
     return Context(score, step, lambda sample: TOOLS, vlm.renderer.token_bytes, measure)
 
 
@@ -118,8 +118,8 @@ def test_the_teachers_log_probs_meet_the_students_by_turn_and_token(vlm: VLM, nu
     seen = make_view(made.sample, resolve_view(view), "teacher")
     student = Teacher(vlm, TeacherPart())
     for rollout in made.rollouts:
-        (theirs,) = teacher.score([(rollout, seen)], 100_000, 1.0)
-        (own,) = student.score([(rollout, rollout.view)], 100_000, 1.0)
+        (theirs,) = sampled_logprobs(teacher.vlm, [(rollout, seen)], micro_tokens=100_000, temperature=1.0)
+        (own,) = sampled_logprobs(student.vlm, [(rollout, rollout.view)], micro_tokens=100_000, temperature=1.0)
         for n, (a, b, k2) in enumerate(zip(own, theirs, found.divergence_of["g", rollout.index], strict=True)):
             assert k2 == pytest.approx([0.5 * (x - y) ** 2 for x, y in zip(a, b, strict=True)], rel=2e-3, abs=2e-6), n
     assert batch.teacher is not None
@@ -167,7 +167,9 @@ def test_an_observation_is_read_by_the_teacher_and_teaches_nothing_itself(vlm: V
 
     teacher = other_teacher(vlm)
     seen = make_view(made, resolve_view(ZOOMED), "teacher")
-    one, two = (teacher.score([(rollout(shown, None), seen)], 100_000, 1.0)[0] for shown in (5, 6))
+    one, two = (
+        sampled_logprobs(teacher.vlm, [(rollout(shown, None), seen)], micro_tokens=100_000, temperature=1.0)[0] for shown in (5, 6)
+    )
     assert one[0] == pytest.approx(two[0], abs=1e-6), "what comes later changes nothing before"
     assert max(abs(a - b) for a, b in zip(one[1], two[1], strict=True)) > 1e-4, "the teacher reads what the tool showed"
 
@@ -237,11 +239,12 @@ def test_kdrl_is_one_update_of_two_streams_with_weights_by_hand() -> None:
     by_hand = 0.0
     seen = make_view(made.sample, resolve_view(ZOOMED), "teacher")
     for rollout, advantage in zip(made.rollouts, (1 / 3, -2 / 3, 1 / 3), strict=True):
-        (own,) = student.score([(rollout, rollout.view)], 100_000, 1.0)
+        (own,) = sampled_logprobs(student.vlm, [(rollout, rollout.view)], micro_tokens=100_000, temperature=1.0)
         for played, row in zip(rollout.turns, own, strict=True):
             ratios = [math.exp(new - old) for new, old in zip(row, played.action_logprobs_K, strict=True)]
             by_hand -= sum(advantage * ratio for ratio in ratios) / total
-    (own,), (theirs,) = student.score([(wrong, wrong.view)], 100_000, 1.0), teacher.score([(wrong, seen)], 100_000, 1.0)
+    (own,) = sampled_logprobs(student.vlm, [(wrong, wrong.view)], micro_tokens=100_000, temperature=1.0)
+    (theirs,) = sampled_logprobs(teacher.vlm, [(wrong, seen)], micro_tokens=100_000, temperature=1.0)
     gaps = [a - b for x, y in zip(own, theirs, strict=True) for a, b in zip(x, y, strict=True)]
     by_hand += 0.005 * sum(0.5 * gap**2 for gap in gaps) / total
     assert found.loss == pytest.approx(by_hand, rel=1e-4)
@@ -258,7 +261,7 @@ def test_k2_and_score_have_one_gradient_on_policy() -> None:
     vlm = tiny_random("qwen3_vl", seed=1)
     made = group(vlm, (1, 2))
     student = Teacher(vlm, TeacherPart())
-    scores = student.score([(one, one.view) for one in made.rollouts], 100_000, 1.0)
+    scores = sampled_logprobs(student.vlm, [(one, one.view) for one in made.rollouts], micro_tokens=100_000, temperature=1.0)
     rollouts = [
         dataclasses.replace(
             one,

@@ -1,7 +1,7 @@
 """Checkpoints: a folder in Hugging Face format with what a run needs to go on exactly as if it had never stopped.
 
     checkpoints/step_000050/            loads with AutoModelForImageTextToText and AutoProcessor as it stands
-    checkpoints/step_000050/trainer/    optimizer.pt, teacher.pt (when it changes), state.json
+    checkpoints/step_000050/trainer/    optimizer.pt, teacher.pt (when it changes), state.json, one folder for each of `Parts`
 
 A checkpoint is written beside its final name and renamed when complete, so a killed run leaves whole checkpoints only.
 """
@@ -12,9 +12,10 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -40,6 +41,22 @@ class Progress:
     """The evaluation before training."""
 
 
+class Keeps(Protocol):
+    """A part of a run with a state of its own: a sampler, a replay buffer, a controller."""
+
+    def save(self, folder: Path) -> None:
+        """Write the state into an empty folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote. Raises `ValueError` or `OSError` where that is not possible."""
+        ...
+
+
+Parts = Mapping[str, Keeps]
+"""The parts of a run by name."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not belong to this run."""
 
@@ -55,7 +72,9 @@ def steps_saved(run: Path) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
-def write(run: Path, vlm: VLM, optimizer: Optimizer, teacher: Teacher | None, guard: GradGuard, progress: Progress) -> Path:
+def write(
+    run: Path, vlm: VLM, optimizer: Optimizer, teacher: Teacher | None, guard: GradGuard, parts: Parts, progress: Progress
+) -> Path:
     """Save a checkpoint atomically and return its folder."""
     target = folder_of(run, progress.step)
     unfinished = target.with_name(f".{target.name}.unfinished")
@@ -69,6 +88,9 @@ def write(run: Path, vlm: VLM, optimizer: Optimizer, teacher: Teacher | None, gu
     )
     if teacher is not None and teacher.changes:
         torch.save(teacher.vlm.model.state_dict(), trainer / "teacher.pt")
+    for name, part in parts.items():
+        (trainer / name).mkdir()
+        part.save(trainer / name)
     (trainer / "state.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
     for path in (*unfinished.rglob("*"), unfinished):
         _sync(path)
@@ -86,7 +108,9 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def restore(run: Path, vlm: VLM, optimizer: Optimizer, teacher: Teacher | None, guard: GradGuard) -> Progress | None:
+def restore(
+    run: Path, vlm: VLM, optimizer: Optimizer, teacher: Teacher | None, guard: GradGuard, parts: Parts
+) -> Progress | None:
     """Load the last checkpoint into the given objects; None when there is none yet."""
     steps = steps_saved(run)
     if not steps:
@@ -100,7 +124,9 @@ def restore(run: Path, vlm: VLM, optimizer: Optimizer, teacher: Teacher | None, 
             if teacher is not None and teacher.changes
             else None
         )
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+        for name, part in parts.items():
+            part.load(folder / "trainer" / name)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder}: not a checkpoint of this run ({error}); remove the folder to go on from the one before "
             "it, or start afresh with --fresh"

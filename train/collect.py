@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..datasets.curriculum import Sampler
 from ..datasets.leaks import check_student_view
 from ..datasets.mix import draw
 from ..datasets.trajectories import Trajectory, drop_thoughts
@@ -22,10 +23,14 @@ from .signals.settings import SftSignal
 
 @dataclass(frozen=True)
 class Task:
-    """A stream of prompts: samples in a seeded order, the view they are shown in, and how they are played."""
+    """A stream of prompts: samples as the sampler draws them, the view they are shown in, and how they are played.
+
+    ``samples`` serve `script` alone, which draws them in a seeded order.
+    """
 
     name: str
     samples: Sequence[Sample]
+    sampler: Sampler
     view: ViewSpec
     prompts: int
     rollouts: int
@@ -35,40 +40,35 @@ class Task:
     leak_check: bool = False
     pool: tuple[Group, ...] = ()
     """Groups played beforehand, used in turn in place of new ones."""
-    rounds: int = 1
-    """A step owns ``rounds x prompts`` draws; the first ``prompts`` of them are played unless places are named."""
 
     def pooled(self, size: int, engine: Engine, renderer: Renderer) -> Task:
         """This task with at least ``size`` groups played now, with the weights that the engine has now."""
         groups = [group for step in range(-(-size // self.prompts)) for group in self.play(step, engine, renderer)]
         return dataclasses.replace(self, pool=tuple(groups))
 
-    def draw(self, step: int, places: range | None = None) -> list[tuple[Sample, View]]:
-        """The samples of a step with their student views: a function of seed and step alone, so a resumed run goes on exactly."""
-        drawn = []
-        for place in places or range(self.prompts):
-            sample = draw(self.samples, step * self.rounds * self.prompts + place, self.seed)
-            drawn.append((sample, self.view_of(sample)))
-        return drawn
-
     def play(self, step: int, engine: Engine, renderer: Renderer, places: range | None = None) -> list[Group]:
-        """The step's rollouts: sampled now, or the pool's next."""
+        """The step's rollouts: sampled now, or the pool's next. ``places``: the draws of the step that are played, the first
+        ``prompts`` unless given."""
         places = places or range(self.prompts)
         if self.pool:
             return [_named(self.pool[(step * self.prompts + place) % len(self.pool)], self.name, step, place) for place in places]
         sampling = Sampling(self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, self.sampling.max_new_tokens)
         seed = self.seed * 1_000_003 + step
+        picks = self.sampler.pick(step, places)
         groups = rollout(
-            self.draw(step, places),
+            [(pick.sample, self.view_of(pick.sample, pick.hint)) for pick in picks],
             engine,
             renderer,
-            n=self.rollouts,
+            n=[self.rollouts if pick.rollouts is None else pick.rollouts for pick in picks],
             sampling=sampling,
             seed=derive_seed(seed, places.start) if places.start else seed,  # a sample met again in a later round is played anew
             policy_version=step,
             rules=self.protocols.rules,
         )
-        return [_named(group, self.name, step, place) for place, group in zip(places, groups, strict=True)]
+        return [
+            dataclasses.replace(_named(group, self.name, step, place), weight=pick.weight)
+            for place, pick, group in zip(places, picks, groups, strict=True)
+        ]
 
     def script(self, step: int, signal: SftSignal, scripts: Sequence[Trajectory], renderer: Renderer) -> list[Group]:
         """The step's trajectories as if the model had said them, or without any, the signal's target text for each sample."""
@@ -86,7 +86,7 @@ class Task:
             played.append(_named(Group(script.sample, (one,)), self.name, step, place))
         return played
 
-    def view_of(self, sample: Sample) -> View:
+    def view_of(self, sample: Sample, hint: int = 0) -> View:
         """What the student is shown of a sample. Raises `ValueError` for a view that tells something privileged."""
         view = make_view(sample, self.view, "student", self.protocols.prompt(sample))
         if self.leak_check:
@@ -97,7 +97,7 @@ class Task:
 def _named(group: Group, task: str, step: int, place: int) -> Group:
     # A sample may be drawn twice in a step by two tasks; its groups must not be mistaken for one.
     group_id = f"{task}/{step}/{place}"
-    return Group(group.sample, tuple(dataclasses.replace(one, group_id=group_id) for one in group.rollouts))
+    return dataclasses.replace(group, rollouts=tuple(dataclasses.replace(one, group_id=group_id) for one in group.rollouts))
 
 
 def _fill(target: str, sample: Sample) -> str:

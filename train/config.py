@@ -11,12 +11,15 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ..datasets.crops import Part
+from ..datasets.curriculum_spec import CurriculumSpec
 from ..datasets.spec import DataSpec
 from ..datasets.views import ViewSpec, resolve_view
 from ..visual_tools.spec import ToolsSpec
+from .replay_settings import ReplaySpec
 from .signals.distill_settings import DistillSignal
 from .signals.schedule import share
 from .signals.settings import GrpoSignal, SftSignal
+from .transforms.settings import AnyTransform
 
 
 class ModelPart(Part):
@@ -48,6 +51,8 @@ class SamplingPart(Part):
     """Limit of one turn."""
     max_turns: int = pydantic.Field(1, ge=1)
     """1: no tools."""
+    player: Literal["student", "teacher"] = "student"
+    """teacher: the rollouts are the teacher's, in the student's view (off-policy distillation: 2605.12483, stage 1)."""
 
 
 AnySignal = Annotated[SftSignal | DistillSignal | GrpoSignal, pydantic.Field(discriminator="kind")]
@@ -203,6 +208,12 @@ class RunConfig(Part):
     """Other tools for samples whose tag ``protocol`` has one of these names; ``none`` is played without tools."""
     limits: LimitsPart = LimitsPart()
     signals: tuple[AnySignal, ...]
+    curriculum: CurriculumSpec = CurriculumSpec()
+    """Which prompts are drawn, and how often each is played."""
+    transforms: tuple[AnyTransform, ...] = ()
+    """What is done to rewarded groups before anything is learned from them, in this order."""
+    replay: ReplaySpec | None = None
+    """Rollouts that are learned from again; None: each is learned from once."""
     teacher: TeacherPart = TeacherPart()
     anchors: tuple[Anchor, ...] = ()
     optimizer: OptimizerPart

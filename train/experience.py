@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,27 +20,48 @@ from .signals.filters import reasons
 from .signals.settings import GrpoSignal
 
 
-def play(task: Task, step: int, engine: Engine, renderer: Renderer, grpo: GrpoSignal | None) -> list[Group]:
-    """All groups that step ``step`` played, those that a filter will take out included.
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """A step's experience: the groups to learn from, and all that were played, as they were."""
+
+    groups: list[Group]
+    played: list[Group]
+
+
+Change = Callable[[list[Group]], list[Group]]
+
+
+def play(
+    task: Task,
+    step: int,
+    engine: Engine,
+    renderer: Renderer,
+    grpo: GrpoSignal | None,
+    change: Callable[[list[Group], Change], list[Group]] = lambda groups, score: groups,
+) -> Played:
+    """All groups that step ``step`` played, those that a filter will take out included; ``change`` is what transforms do to
+    them, given what scores groups anew.
 
     Further rounds (DAPO, 2503.14476, section 3.2) draw as many prompts as still lack a group with something to learn, out of the
     range of draws that belongs to the step: a resumed run draws the same.
     """
     if grpo is None:
-        return task.play(step, engine, renderer)
-    groups: list[Group] = []
+        groups = task.play(step, engine, renderer)
+        return Played(groups, groups)
+    groups, before = list[Group](), list[Group]()
     missing = task.prompts
 
-    def ask(queries: Sequence[Query]) -> list[str]:
-        return continued(queries, engine, renderer)
+    def score(groups: list[Group]) -> list[Group]:
+        return score_groups(groups, grpo.reward, lambda queries: continued(queries, engine, renderer))
 
     for _ in range(1 + grpo.extra_rounds):
-        played = task.play(step, engine, renderer, range(len(groups), len(groups) + missing))
-        groups += score_groups(played, grpo.reward, ask)
+        played = score(task.play(step, engine, renderer, range(len(groups), len(groups) + missing)))
+        before += played
+        groups += change(played, score)
         missing = task.prompts - sum(None in reasons(group, grpo) for group in groups)
         if missing <= 0:
             break
-    return shuffled(groups, derive_seed(task.seed, step, "shuffle")) if grpo.shuffle else groups
+    return Played(shuffled(groups, derive_seed(task.seed, step, "shuffle")) if grpo.shuffle else groups, before)
 
 
 def continued(queries: Sequence[Query], engine: Engine, renderer: Renderer) -> list[str]:
@@ -67,5 +88,5 @@ def shuffled(groups: list[Group], seed: int) -> list[Group]:
     for place, group in enumerate(groups):
         rewards = [one.reward for one in groups[giver[place]].rollouts]
         rollouts = tuple(dataclasses.replace(one, reward=reward) for one, reward in zip(group.rollouts, rewards, strict=True))
-        dealt.append(Group(group.sample, rollouts))
+        dealt.append(dataclasses.replace(group, rollouts=rollouts))
     return dealt

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..rewards.combine import score_group
 from ..vlm.records import Group, Signal
-from . import experience, metrics
+from . import experience, metrics, showing
 from .batch import make_batches
 from .config import RunConfig, SftSignal
 from .progress import ProgressBar
@@ -76,6 +76,8 @@ def step(run: Run) -> None:
     if number == 1:
         run.recorder.first_batch(signals)
     sampled_s = time.perf_counter() - start
+    shown = showing.shown(run.config, signals, number)
+    looks = showing.looks(run.vlm, run.teacher, shown, run.streams, run.config)
     found, values = learn(run, signals)
     if run.teacher is not None:
         run.teacher.follow(run.vlm, number)
@@ -83,12 +85,13 @@ def step(run: Run) -> None:
     run.progress.seconds += time.perf_counter() - start
     run.progress.rollouts += sum(len(group.rollouts) for group in groups)
     run.progress.action_tokens += sum(one.num_actions for group in groups for one in group.rollouts)
-    values |= found.tally.means() | metrics.of_groups(groups) | metrics.of_filters(groups, run.config)
+    values |= found.tally.means() | metrics.of_groups(groups) | metrics.of_filters(groups, run.config) | run.counts()
     values |= {"time/step_s": time.perf_counter() - start, "time/sample_s": sampled_s}
+    if run.exposure is not None:
+        run.exposure.observe(number - 1, values)
     run.recorder.metrics(number, values)
-    if number == 1 or number % run.config.log_rollouts_every == 0:
-        shown = [one for one in signals if one.rollout.group_id.startswith("main/")][: run.config.log_rollouts]
-        run.recorder.rollouts(number, shown, found.divergence_of)
+    if shown:
+        run.recorder.rollouts(number, shown, looks)
 
 
 def collect(run: Run, number: int) -> tuple[list[Group], list[Signal]]:
@@ -97,11 +100,15 @@ def collect(run: Run, number: int) -> tuple[list[Group], list[Signal]]:
     if isinstance(first, SftSignal):
         groups = run.main.script(number, first, run.scripts, renderer)
     else:
-        groups = experience.play(run.main, number, run.engine, renderer, run.config.grpo)
+        played = experience.play(run.main, number, run.engine, renderer, run.config.grpo, run.changed)
+        run.main.sampler.update(number, played.played)
+        groups = played.groups
         for one in run.config.signals:
             if one.kind == "distill" and one.reward is not None:
                 groups = [score_group(group, one.reward) for group in groups]
     signals = mixed([made for one in run.builders for made in one.build(groups, run.context)], run.config.signals, number)
+    if run.replay is not None:
+        signals = run.replay.merge(signals, number)
     for task, anchor in run.anchors:
         signals += anchor.build(task.play(number, run.engine, renderer), run.context)
     return groups, signals

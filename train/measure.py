@@ -1,4 +1,5 @@
-"""What a step's tokens are like before anything is learned from them: the student's entropy, or the divergence to the teacher.
+"""What a step's tokens are like before anything is learned from them: log-probs, the student's entropy, or the divergence to the
+teacher.
 
 One more forward pass (of both models for the divergence) without gradients, in the batches of the update; no rows x vocabulary
 tensor exists.
@@ -13,7 +14,10 @@ import torch
 
 from ..vlm.backbone import hidden_rows
 from ..vlm.load import VLM
+from ..vlm.logprobs import token_logprobs
+from ..vlm.packing import pack
 from ..vlm.records import Rollout, Signal, View
+from ..vlm.segments import Rendered
 from .batch import make_batches
 from .losses import KDRows, RowLoss, head_loss
 from .streams import Stream
@@ -63,6 +67,47 @@ def token_values(
         for address, value in zip(batch.addresses, values.tolist(), strict=True):
             found[_key(address.rollout)][address.turn][address.k] = value
     return [found[_key(rollout)] for rollout, _ in pairs]
+
+
+@torch.no_grad()
+def sampled_logprobs(
+    vlm: VLM, pairs: Sequence[tuple[Rollout, View]], *, micro_tokens: int, temperature: float
+) -> list[tuple[tuple[float, ...], ...]]:
+    """Log-probs ``[N][K]`` of each rollout's tokens under a model that reads it under the view beside it; prompts are shared by
+    view. The caller sets autocast."""
+    renderer = vlm.renderer
+    by_view: dict[View, list[tuple[int, Rendered]]] = {}
+    for index, (rollout, view) in enumerate(pairs):
+        by_view.setdefault(view, []).append((index, renderer.render(view, rollout.turns, rollout.sample_id)))
+    found: dict[int, tuple[tuple[float, ...], ...]] = {}
+    for chunk in _chunks(list(by_view.values()), micro_tokens):
+        packed = pack([(members[0][1].prompt, [one.suffix for _, one in members]) for members in chunk])
+        hidden = hidden_rows(vlm, packed)
+        targets_R = packed.targets_R.to(hidden.device)
+        values = token_logprobs(
+            hidden, vlm.head_weight, targets_R, temperature=temperature, banned_ids=renderer.banned_ids
+        ).tolist()
+        offset = 0
+        for index, one in (member for members in chunk for member in members):
+            found[index] = tuple(tuple(values[offset + place] for place in span) for span in one.action_spans)
+            offset += len(one.suffix)
+    return [found[index] for index in range(len(pairs))]
+
+
+_Members = list[tuple[int, Rendered]]
+
+
+def _chunks(groups: list[_Members], micro_tokens: int) -> list[list[_Members]]:
+    chunks: list[list[_Members]] = []
+    size = 0
+    for members in groups:
+        tokens = len(members[0][1].prompt) + sum(len(one.suffix) for _, one in members)
+        if not chunks or size + tokens > micro_tokens:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(members)
+        size += tokens
+    return chunks
 
 
 def _key(rollout: Rollout) -> tuple[str, int]:

@@ -9,29 +9,36 @@ from typing import Any
 
 import torch
 
+from ..datasets.curriculum import Shuffled, build_sampler
 from ..datasets.experts import ExpertTrajectories
 from ..datasets.spec import load_data
 from ..datasets.trajectories import Trajectory, read_trajectories
 from ..visual_tools.dialects.registry import dialect
 from ..visual_tools.spec import build_toolbox
-from ..vlm.generate import HFEngine
+from ..vlm.generate import HFEngine, Sampling
 from ..vlm.images import Picture
 from ..vlm.load import VLM, load
-from ..vlm.records import Sample
+from ..vlm.records import Group, Rollout, Sample, View
 from ..vlm.rollout import Limits
 from . import checkpoint
 from .collect import Task
 from .config import Anchor, RunConfig
-from .measure import token_values
+from .experience import Change
+from .exposure import Exposure
+from .measure import sampled_logprobs, token_values
 from .optim import GradGuard, build_optimizer
 from .protocols import Protocols
 from .recipes import dump_recipe
 from .recorder import Recorder
+from .replay import Replay
 from .signals.anchor import AnchorSignal
 from .signals.base import Context, SignalBuilder
+from .signals.distill_settings import DistillSignal
 from .signals.registry import builder
 from .signals.settings import SftSignal
 from .teacher import Teacher
+from .transforms.base import Tools
+from .transforms.registry import transform
 from .update import checkpoint_layers, compute_dtype, streams_by_name
 
 Evaluator = Callable[[VLM, int, bool], dict[str, Any]]
@@ -51,17 +58,22 @@ class Run:
         self.config, self.folder, self.evaluator = config, folder, evaluator
         self.vlm = _load(config)
         self.teacher = Teacher(self.vlm, config.teacher) if config.needs_teacher else None
-        self.engine = HFEngine(self.vlm, autocast=compute_dtype(self.vlm, config.model.compute))
+        player = self.vlm if config.sampling.player == "student" or self.teacher is None else self.teacher.vlm
+        self.engine = HFEngine(player, autocast=compute_dtype(self.vlm, config.model.compute))
         total_updates = config.steps * config.updates_per_step
         self.optimizer = build_optimizer(self.vlm.model.named_parameters(), config.optimizer, total_updates)
         self.guard = GradGuard(config.optimizer.spike_factor, config.optimizer.on_spike)
         samples, self.scripts = self._data()
+        draws = config.prompts * (1 + (config.grpo.extra_rounds if config.grpo else 0))
         self.main = Task(
-            "main", samples, config.student, config.prompts, config.rollouts, config.sampling, config.seed,
-            self.protocols(config.sampling.max_turns), config.leak_check,
-            rounds=1 + (config.grpo.extra_rounds if config.grpo else 0),
+            "main", samples, build_sampler(config.curriculum, samples, config.seed, draws), config.student, config.prompts,
+            config.rollouts, config.sampling, config.seed, self.protocols(config.sampling.max_turns), config.leak_check,
         )  # fmt: skip
-        self.builders: list[SignalBuilder] = [builder(one) for one in config.signals]
+        self.transforms = [transform(one) for one in config.transforms]
+        self.replay = None if config.replay is None else Replay(config.replay, config.seed)
+        spec = next((one.exposure for one in config.signals if isinstance(one, DistillSignal) and one.exposure), None)
+        self.exposure = None if spec is None else Exposure(spec, config.seed)
+        self.builders: list[SignalBuilder] = [builder(one, self.exposure) for one in config.signals]
         self.anchors = [self._anchor(anchor, place, samples) for place, anchor in enumerate(config.anchors)]
         owners: list[SignalBuilder] = [*self.builders, *(made for _, made in self.anchors)]
         self.streams = streams_by_name([stream for one in owners for stream in one.streams()])
@@ -81,8 +93,9 @@ class Run:
         data = samples if anchor.data is None else load_data(anchor.data)
         seed = self.config.seed + 7919 * (place + 1)  # no two tasks of a run draw the same prompts in step
         task = Task(
-            f"anchor:{anchor.name}", data, anchor.view, anchor.prompts, 1, sampling, seed, self.protocols(anchor.max_turns)
-        )
+            f"anchor:{anchor.name}", data, Shuffled(data, seed, anchor.prompts), anchor.view, anchor.prompts, 1, sampling, seed,
+            self.protocols(anchor.max_turns),
+        )  # fmt: skip
         if anchor.pool:
             task = task.pooled(anchor.pool, self.engine, self.vlm.renderer)
         return task, AnchorSignal(anchor)
@@ -113,23 +126,65 @@ class Run:
     def context(self) -> Context:
         """What signals may ask for."""
 
-        vlm, micro_tokens, temperature = self.vlm, self.config.micro_tokens, self.config.sampling.temperature
-        dtype = compute_dtype(vlm, self.config.model.compute)
-
         def score(pairs):  # type: ignore[no-untyped-def]
             assert self.teacher is not None
-            with torch.autocast(vlm.device.type, dtype, enabled=dtype is not None):
-                return self.teacher.score(pairs, micro_tokens, temperature)
+            return self.logprobs(self.teacher.vlm, pairs)
 
         def measure(pairs, stream, what):  # type: ignore[no-untyped-def]
-            with torch.autocast(vlm.device.type, dtype, enabled=dtype is not None):
-                return token_values(vlm, self.teacher, pairs, stream, what, micro_tokens=micro_tokens, temperature=temperature)
+            with self._autocast():
+                return token_values(
+                    self.vlm, self.teacher, pairs, stream, what,
+                    micro_tokens=self.config.micro_tokens, temperature=self.config.sampling.temperature,
+                )  # fmt: skip
 
-        return Context(score, self.progress.step, self.main.protocols.prompt, vlm.renderer.token_bytes, measure)
+        return Context(score, self.progress.step, self.main.protocols.prompt, self.vlm.renderer.token_bytes, measure)
+
+    def logprobs(self, vlm: VLM, pairs: Sequence[tuple[Rollout, View]]) -> list[tuple[tuple[float, ...], ...]]:
+        """A model's log-probs ``[N][K]`` of rollouts read under views, at the sampling temperature."""
+        with self._autocast():
+            return sampled_logprobs(
+                vlm, pairs, micro_tokens=self.config.micro_tokens, temperature=self.config.sampling.temperature
+            )
+
+    def _autocast(self) -> torch.autocast:
+        dtype = compute_dtype(self.vlm, self.config.model.compute)
+        return torch.autocast(self.vlm.device.type, dtype, enabled=dtype is not None)
+
+    def changed(self, groups: list[Group], score: Change) -> list[Group]:
+        """What the recipe's transforms make of groups."""
+        sampling, vlm = self.config.sampling, self.vlm
+        tools = Tools(
+            step=self.progress.step,
+            seed=self.config.seed,
+            engine=self.engine,
+            renderer=vlm.renderer,
+            sampling=Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens),
+            rules=self.main.protocols.rules,
+            score=score,
+            logprobs=lambda pairs: self.logprobs(vlm, pairs),
+        )
+        for one in self.transforms:
+            groups = one.apply(groups, tools)
+        return groups
+
+    def counts(self) -> dict[str, float]:
+        """What samplers, transforms and the like say about the step."""
+        values = dict(self.main.sampler.metrics())
+        for one in (*self.transforms, *(part for part in (self.replay, self.exposure) if part is not None)):
+            values |= one.metrics()
+        return values
+
+    @property
+    def parts(self) -> dict[str, checkpoint.Keeps]:
+        """What has a state of its own."""
+        kept: dict[str, checkpoint.Keeps | None] = {
+            "sampler": self.main.sampler, "replay": self.replay, "exposure": self.exposure,
+        }  # fmt: skip
+        return {name: part for name, part in kept.items() if part is not None}
 
     def restore(self) -> bool:
         """Go to the last checkpoint and drop what was logged after it; False when there is none."""
-        found = checkpoint.restore(self.folder, self.vlm, self.optimizer, self.teacher, self.guard)
+        found = checkpoint.restore(self.folder, self.vlm, self.optimizer, self.teacher, self.guard, self.parts)
         self.progress = found or self.progress
         self.recorder.rewind(self.progress.step)
         return found is not None
@@ -150,7 +205,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint and remove those that are neither recent nor the best."""
-        checkpoint.write(self.folder, self.vlm, self.optimizer, self.teacher, self.guard, self.progress)
+        checkpoint.write(self.folder, self.vlm, self.optimizer, self.teacher, self.guard, self.parts, self.progress)
         checkpoint.prune(self.folder, self.config.checkpoint.keep_last, self.progress.best_step)
 
 

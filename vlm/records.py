@@ -28,7 +28,8 @@ class Privileged:
     """What only a teacher may see. Read by `datasets.views`, which shows it, and by reward terms, which score against it.
 
     ``boxes_px_xyxy`` are evidence boxes in pixels of ``images[box_image]`` at full resolution; ``crops`` are evidence pictures
-    that came with the data (``teacher_images``, ``bbox_images``); ``prompt`` is a teacher prompt that came with the data.
+    that came with the data (``teacher_images``, ``bbox_images``); ``prompt`` is a teacher prompt that came with the data;
+    ``hints`` help more and more (Keye-VL 1.5: concept, strategy, tool, steps, solution).
     """
 
     boxes_px_xyxy: tuple[Box, ...] = ()
@@ -36,6 +37,7 @@ class Privileged:
     crops: tuple[Picture, ...] = ()
     rationale: str | None = None
     prompt: str | None = None
+    hints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +207,8 @@ class Rollout:
     stop: StopReason
     seed: int = 0
     reward: Reward | None = None
+    origin: Literal["sampled", "edited", "injected"] = "sampled"
+    """edited: cut or gone on from an edited text, by a transform; injected: a text that the policy did not write."""
 
     @property
     def text(self) -> str:
@@ -232,10 +236,14 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Group:
-    """A sample and its sibling rollouts, all from one prompt: the unit of credit and of prefix sharing."""
+    """A sample and its sibling rollouts, all from one prompt: the unit of credit and of prefix sharing.
+
+    ``weight`` multiplies what its rollouts teach an rl signal (the inverse of how often its sampler draws it, say).
+    """
 
     sample: Sample
     rollouts: tuple[Rollout, ...]
+    weight: float = 1.0
 
     @property
     def view(self) -> View:

@@ -99,25 +99,29 @@ def rollout(
     engine: Engine,
     renderer: Renderer,
     *,
-    n: int,
+    n: int | Sequence[int],
     sampling: Sampling,
     seed: int,
     policy_version: int = 0,
     rules: Rules | Callable[[Sample], Rules] | None = None,
 ) -> list[Group]:
-    """Play ``n`` rollouts of each sample in its view; one group per entry, in order. ``rules`` may differ from sample to sample.
+    """Play ``n`` rollouts of each sample (or ``n[i]`` of the i-th) in its view; one group per entry, in order.
+
+    ``rules`` may differ from sample to sample.
 
     All rollouts of a call advance together, a turn at a time; the rollouts of a sample share the reading of their prompt, and
     what a rollout has read is kept for its next turn. Raises `RenderError` for a view that cannot be written as tokens.
     """
     chosen = rules if callable(rules) else lambda _: rules or Rules()
-    start, met, plays = time.monotonic(), Counter[str](), []
+    counts = [n] * len(samples_and_views) if isinstance(n, int) else n
+    start, met, plays = time.monotonic(), Counter[str](), list[_Play]()
     for place, (sample, view) in enumerate(samples_and_views):
         prompt, own = renderer.prompt(view.messages, sample.id), chosen(sample)
         visuals = visuals_of(view.messages)
         shown = Shown(visuals, _seen_px(renderer, visuals), len(visuals))
-        # a sample drawn twice in one call is played twice, not copied
-        plays += [_Play(place, i, derive_seed(seed, sample.id, met[sample.id], i), view, own, prompt, shown) for i in range(n)]
+        for index in range(counts[place]):  # a sample drawn twice in one call is played twice, not copied
+            own_seed = derive_seed(seed, sample.id, met[sample.id], index)
+            plays.append(_Play(place, index, own_seed, view, own, prompt, shown))
         met[sample.id] += 1
     playing = plays
     with _workers(plays) as workers:
@@ -130,9 +134,9 @@ def rollout(
                 if seconds is not None and time.monotonic() - start > seconds:
                     play.stop = play.stop or StopReason.SECONDS
             playing = [play for play in playing if play.stop is None]
-    groups = []
+    groups, waiting = [], iter(plays)
     for place, (sample, _) in enumerate(samples_and_views):
-        own_plays = plays[place * n : (place + 1) * n]
+        own_plays = [next(waiting) for _ in range(counts[place])]
         groups.append(Group(sample, tuple(_record(play, sample, f"{sample.id}/{place}") for play in own_plays)))
     return groups
 

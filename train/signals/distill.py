@@ -19,6 +19,7 @@ import torch
 from ...datasets.views import make_view
 from ...vlm.records import Group, Rollout, Sample, Signal, View
 from ..divergence import sampled_token_advantage
+from ..exposure import Exposure
 from ..streams import Stream
 from . import routing
 from .base import Context
@@ -46,9 +47,12 @@ class Distill:
     turns the stream's denominator (tokens or rollouts of its signals) into the one of ``mean_over``.
     """
 
-    def __init__(self, config: DistillSignal, annotator: Annotator = routing.evidence_spans) -> None:
+    def __init__(
+        self, config: DistillSignal, annotator: Annotator = routing.evidence_spans, exposure: Exposure | None = None
+    ) -> None:
         self.config = config
         self.annotator = annotator
+        self.exposure = exposure
 
     def streams(self) -> list[Stream]:
         c = self.config

@@ -36,6 +36,10 @@ class SpanSpec(Part):
         return self
 
 
+class ExposureSpec(Part):
+    """How much of the reference reasoning the teacher sees, learned while training (ATESD, 2605.11458)."""
+
+
 class DistillSignal(Part):
     """On-policy self-distillation: the teacher re-scores the student's own tokens under a privileged view."""
 
@@ -74,6 +78,8 @@ class DistillSignal(Part):
     teacher differs most; measured before the update, at the price of one more forward pass (of both, for the divergence)."""
     top_frac: float | None = pydantic.Field(None, gt=0, le=1)
     spans: SpanSpec | None = None
+    exposure: ExposureSpec | None = None
+    """The share of the rationale that the teacher is shown is learned; None: all of it."""
     mix: Literal["additive", "convex"] = "additive"
     """convex (TRACE): on selected tokens the rl signal keeps 1 minus the share of ``weight`` that is left of its peak."""
 
