@@ -58,16 +58,18 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/ and the recipe's name.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Insist on going on with an earlier run.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Set an earlier run in the folder aside and start anew.")] = False,
+    redo: Annotated[str | None, typer.Option(help="Train a stage and those after it anew; the stages before it stay.")] = None,
 ) -> None:
     """Train a recipe, or go on with it where it stopped."""
     from .run_folder import default_folder, prepare, read_summary
-    from .train.recipes import load_recipe
+    from .train.config import RunConfig
+    from .train.recipes import load_any
 
-    config = load_recipe(recipe, overrides or [])
-    ready = prepare(run or default_folder(recipe), config, resume, fresh)
-    out.print(
-        f"[bold]{escape(config.name)}[/] on {escape(config.model.name)}: {config.steps} steps, in {escape(str(ready.folder))}"
-    )
+    config = load_any(recipe, overrides or [])
+    ready = prepare(run or default_folder(recipe), config, resume, fresh, redo)
+    stages = [config] if isinstance(config, RunConfig) else [stage.run for stage in config.stages]
+    much = f"{sum(stage.steps for stage in stages)} steps" + (f" in {len(stages)} stages" if len(stages) > 1 else "")
+    out.print(f"[bold]{escape(config.name)}[/] on {escape(stages[0].model.name)}: {much}, in {escape(str(ready.folder))}")
     if ready.note:
         out.print(escape(ready.note))
     if ready.state == "complete":
@@ -75,12 +77,16 @@ def train(
         return
     from .runs import run_recipe
     from .train.loop import Interrupted
+    from .train.stages import GateMissed
 
     try:
         summary = run_recipe(config, ready.folder, shlex.join(["foveate", *sys.argv[1:]]))
     except Interrupted as stop:
         err.print(escape(str(stop)), soft_wrap=True)
         raise typer.Exit(130) from None
+    except GateMissed as missed:
+        err.print(escape(str(missed)), soft_wrap=True)
+        raise typer.Exit(1) from None
     show_summary(summary, ready.folder)
 
 
@@ -208,9 +214,9 @@ def first_sentence(recipe: str) -> str:
 @recipes_app.command("show")
 def recipes_show(name: str, overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None) -> None:
     """Print a recipe with every default filled in."""
-    from .train.recipes import dump_recipe, load_recipe
+    from .train.recipes import dump_recipe, load_any
 
-    sys.stdout.write(dump_recipe(load_recipe(name, overrides or [])))
+    sys.stdout.write(dump_recipe(load_any(name, overrides or [])))
 
 
 @recipes_app.command("schema")

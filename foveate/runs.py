@@ -14,6 +14,8 @@ from .train.config import RunConfig
 from .train.loop import train
 from .train.recorder import IMAGES
 from .train.report import write_report
+from .train.staged import StagedConfig
+from .train.stages import train_stages
 from .vlm.images import Picture
 
 
@@ -34,7 +36,7 @@ def holdout_evaluator(config: RunConfig, images: Path | None = None) -> HoldoutE
     return HoldoutEvaluator(views, part.max_new_tokens, part.during, store=store)
 
 
-def run_recipe(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
+def run_recipe(config: RunConfig | StagedConfig, folder: Path, command: str) -> dict[str, Any]:
     """Train a recipe in ``folder`` (or go on), write the report, return the summary."""
 
     def finish(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,6 +47,9 @@ def run_recipe(config: RunConfig, folder: Path, command: str) -> dict[str, Any]:
         }
         return {"gain_ci95": gains, "command": command}
 
-    summary = train(config, folder, holdout_evaluator(config, folder / IMAGES), finish)
+    if isinstance(config, StagedConfig):
+        summary = train_stages(config, folder, lambda recipe, own: holdout_evaluator(recipe, own / IMAGES), finish)
+    else:
+        summary = train(config, folder, holdout_evaluator(config, folder / IMAGES), finish)
     write_report(folder)
     return summary

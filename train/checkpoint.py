@@ -37,6 +37,10 @@ class Progress:
     action_tokens: int = 0
     best_value: float | None = None
     best_step: int | None = None
+    stale: int = 0
+    """Evaluations since the best one."""
+    ended: str = ""
+    """Why the gate ended the run before its last step; empty: it did not."""
     before: dict[str, Any] = field(default_factory=dict)
     """The evaluation before training."""
 

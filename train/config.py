@@ -19,6 +19,7 @@ from .replay_settings import ReplaySpec
 from .signals.distill_settings import DistillSignal
 from .signals.schedule import share
 from .signals.settings import GrpoSignal, SftSignal
+from .teacher_settings import TeacherPart, check_teacher
 from .transforms.settings import AnyTransform
 
 
@@ -100,32 +101,6 @@ class Anchor(Part):
         return resolve_view(value)
 
 
-class TeacherPart(Part):
-    """Whose weights the teacher has."""
-
-    weights: Literal["frozen", "ema", "sync", "trust_region", "current"] = "frozen"
-    rate: float = pydantic.Field(0.05, gt=0, le=1)
-    """ema: share of the student taken over after each step. trust_region: share of the student's logits in the teacher's."""
-    every: int = pydantic.Field(50, ge=1)
-    """sync: steps between two copies of the student."""
-    path: str | None = None
-    """Other weights to start from (same tokenizer); None: the student's own initial weights."""
-    accept_collapse: bool = False
-    """`current` has no brake of its own: the published ablation fell to .59. Say true to run it all the same."""
-
-    @pydantic.model_validator(mode="after")
-    def _brake(self) -> TeacherPart:
-        if self.weights == "current" and not self.accept_collapse:
-            raise ValueError(
-                "teacher.weights: current lets student and teacher drift together and collapses (Vision-OPD's "
-                "ablation: 0.59 against "
-                "0.79); use frozen, ema or trust_region, or set teacher.accept_collapse: true to see it happen"
-            )
-        if self.weights == "current" and self.path is not None:
-            raise ValueError("teacher.path makes no sense with weights: current; remove one")
-        return self
-
-
 class OptimizerPart(Part):
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
 
@@ -187,6 +162,24 @@ class CheckpointPart(Part):
     """A view of the held-out split; the checkpoint with its best accuracy is kept too. None: no best."""
 
 
+class Gate(Part):
+    """When a run may end before its last step, and what it must have reached: the held-out accuracy of a view, looked at in every
+    evaluation, always on the same items."""
+
+    view: str
+    """One of eval.views; the checkpoint with its best accuracy is kept."""
+    least: float | None = pydantic.Field(None, gt=0, le=1)
+    """Accuracy to reach; None: any."""
+    stop_when_reached: bool = True
+    """False: all steps are taken, and `least` is asked for at the end."""
+    patience: int = pydantic.Field(0, ge=0)
+    """Evaluations in a row without a new best after which the run ends; 0: it does not end for that."""
+    least_steps: int = pydantic.Field(0, ge=0)
+    """The run does not end before this step."""
+    on_miss: Literal["stop", "go_on"] = "stop"
+    """What a staged run does when `least` was not reached."""
+
+
 class RunConfig(Part):
     """A whole run."""
 
@@ -226,6 +219,8 @@ class RunConfig(Part):
     leak_check: bool = True
     """Refuse student views that carry something privileged."""
     eval: EvalPart | None = None
+    gate: Gate | None = None
+    """What ends the run early; in a staged run also what must be reached before the next stage."""
     checkpoint: CheckpointPart = CheckpointPart()
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     log_rollouts_every: int = pydantic.Field(25, ge=1)
@@ -264,11 +259,35 @@ class RunConfig(Part):
             raise ValueError(
                 "sampling.temperature: 0 samples one and the same rollout and has no log-probs to learn from; use 1.0"
             )
-        if self.checkpoint.best_view is not None and (self.eval is None or self.checkpoint.best_view not in self.eval.views):
-            raise ValueError(f"checkpoint.best_view: {self.checkpoint.best_view!r} is not one of eval.views")
+        if self.best_view is not None and (self.eval is None or self.best_view not in self.eval.views):
+            where = "checkpoint.best_view" if self.gate is None else "gate.view"
+            raise ValueError(f"{where}: {self.best_view!r} is not one of eval.views")
+        self._gate_sense()
         if len({anchor.name for anchor in self.anchors}) < len(self.anchors):
             raise ValueError("anchors: each needs a name of its own")
+        check_teacher(self)
         return self
+
+    def _gate_sense(self) -> None:
+        if self.gate is None or self.eval is None:
+            return
+        if not self.eval.every:
+            raise ValueError("gate: it is looked at in evaluations during training; set eval.every")
+        if self.checkpoint.best_view not in (None, self.gate.view):
+            raise ValueError(
+                f"gate.view: {self.gate.view} and checkpoint.best_view: {self.checkpoint.best_view} name two bests; remove one"
+            )
+        data = self.eval.extra.get(self.gate.view, self.eval.data)
+        if data.split == "test":
+            raise ValueError(
+                f"gate.view: {self.gate.view} is scored on the test split; what chooses a checkpoint cannot report it: use "
+                "split: dev (synthetic), or a file of its own"
+            )
+
+    @property
+    def best_view(self) -> str | None:
+        """The view whose best checkpoint is kept."""
+        return self.checkpoint.best_view if self.gate is None else self.gate.view
 
     def _distill_sense(self, one: DistillSignal) -> None:
         if one.needs_outcomes and one.reward is None and self.grpo is None:

@@ -16,7 +16,7 @@ from . import experience, metrics, showing
 from .batch import make_batches
 from .config import RunConfig, SftSignal
 from .progress import ProgressBar
-from .run import Evaluator, Run
+from .run import Evaluator, Origin, Run
 from .signals.mix import mixed
 from .update import Gradients, Tally, accumulate, remember_start
 
@@ -32,26 +32,28 @@ def train(
     folder: Path,
     evaluator: Evaluator | None = None,
     finish: Finish | None = None,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Train, or go on where a run in ``folder`` stopped; return the summary that is written to ``summary.json``.
 
-    ``finish(before, after)`` adds to the summary what the caller knows to say about the two whole evaluations.
+    ``finish(before, after)`` adds to the summary what the caller knows to say about the two whole evaluations; ``origin`` says
+    where weights come from that the recipe cannot name.
     Raises `Interrupted` after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
-    run = Run(config, folder, evaluator)
+    run = Run(config, folder, evaluator, origin)
     if not run.restore():
         run.progress.before = run.evaluate(whole=True)
         run.save()
     with ProgressBar(config.name, run.progress.step, config.steps) as bar, _StopAsked() as stop:
-        while run.progress.step < config.steps:
+        while not run.done:
             step(run)
             bar.show(run.progress.step, run.recorder.last)
-            done = run.progress.step == config.steps
-            if not done and config.eval is not None and config.eval.every and run.progress.step % config.eval.every == 0:
+            if not run.done and config.eval is not None and config.eval.every and run.progress.step % config.eval.every == 0:
                 run.evaluate(whole=False)
-            if done or stop.asked or run.progress.step % config.checkpoint.every == 0:
+            best = run.progress.best_step == run.progress.step
+            if run.done or stop.asked or best or run.progress.step % config.checkpoint.every == 0:
                 run.save()
-            if stop.asked and not done:
+            if stop.asked and not run.done:
                 run.recorder.close()
                 raise Interrupted(
                     f"stopped after step {run.progress.step} of {config.steps}; run the same command again to go on"

@@ -13,13 +13,15 @@ from .signals import filters
 
 
 def of_groups(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over a step's rollouts: length, turns, pictures, how they stopped, and their rewards term by term."""
+    """Means over a step's rollouts: length, turns, pictures, tool calls, how they stopped, and their rewards term by term."""
     rollouts = [one for group in groups for one in group.rollouts]
     count = max(1, len(rollouts))
     values = {
         "rollout/tokens": sum(one.num_actions for one in rollouts) / count,
         "rollout/turns": sum(len(one.turns) for one in rollouts) / count,
         "rollout/pictures": sum(len(one.pictures) for one in rollouts) / count,
+        "rollout/calls": sum(len(one.calls) for one in rollouts) / count,
+        "rollout/calls_failed": sum(call.error is not None for one in rollouts for call in one.calls) / count,
     }
     for stop, number in Counter(one.stop.value for one in rollouts).items():
         values[f"stop/{stop}"] = number / count
@@ -50,5 +52,7 @@ def summary(config: RunConfig, progress: Progress, after: Mapping[str, Any], ext
             result.setdefault("ci95", {})[f"{view}_{label}"] = numbers["ci95"]
             result.setdefault("n", {})[view] = numbers["n"]
     result |= {"seconds": round(progress.seconds, 1), "rollouts": progress.rollouts, "action_tokens": progress.action_tokens}
-    result |= {"best_step": progress.best_step} if progress.best_step is not None else {}
+    if progress.best_step is not None:
+        result |= {"best_step": progress.best_step, "best_value": progress.best_value}
+    result |= {"ended": progress.ended} if progress.ended else {}
     return result | dict(extra)

@@ -15,6 +15,7 @@ import pydantic
 import yaml
 
 from .config import RunConfig
+from .staged import OWN_KEYS, Stage, StagedConfig, rehearsing, split_stages
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -45,17 +46,35 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read, override and validate a recipe. Raises `RecipeError`."""
+    """Read, override and validate a recipe of one stage; ``FILE#STAGE`` is one stage of a staged one. Raises `RecipeError`."""
+    text, _, stage = str(name).partition("#")
+    config = load_any(text, overrides)
+    if isinstance(config, RunConfig):
+        return config
+    names = [one.name for one in config.stages]
+    if stage not in names:
+        asked = f"there is no stage {stage}" if stage else "here one stage is needed"
+        raise RecipeError(f"{text}: it has the stages {', '.join(names)}, and {asked}; write {text}#{names[0]}, say")
+    return config.named(stage).run
+
+
+def load_any(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig | StagedConfig:
+    """Read, override and validate a recipe, with stages or without. Raises `RecipeError`."""
     path = recipe_path(str(name))
+    data = _read(path)
+    for override in overrides:
+        _override(data, override)
+    return parse_staged(data, str(path)) if "stages" in data else parse_recipe(data, str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, this is {type(data).__name__}")
-    for override in overrides:
-        _override(data, override)
-    return parse_recipe(data, str(path))
+    return data
 
 
 def parse_recipe(data: dict[str, Any], where: str = "recipe") -> RunConfig:
@@ -66,14 +85,63 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> RunConfig:
         raise RecipeError(f"{where}:\n" + "\n".join(_explain(detail) for detail in error.errors())) from error
 
 
-def dump_recipe(config: RunConfig) -> str:
-    """The resolved recipe as YAML; `load_recipe` reads it back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+def parse_staged(data: dict[str, Any], where: str = "recipe") -> StagedConfig:
+    """Validate a recipe with stages, stage by stage. Raises `RecipeError`."""
+    try:
+        split = split_stages(data, where)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    mistakes, stages = [], []
+    for place, (own, recipe) in enumerate(split):
+        try:
+            stages.append(Stage(**own, run=parse_recipe(recipe, f"{where}: stages.{place} ({own['name']})")))
+        except RecipeError as error:
+            mistakes.append(str(error))
+        except pydantic.ValidationError as error:
+            mistakes += [f"{where}: stages.{place} ({own['name']}):", *(_explain(one) for one in error.errors())]
+    if mistakes:
+        raise RecipeError("\n".join(mistakes))
+    try:
+        config = StagedConfig(name=data.get("name", "staged"), stages=tuple(stages), report=data.get("report"))
+        rehearsing(config.stages)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{where}:\n" + "\n".join(_explain(one) for one in error.errors())) from error
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    return config
+
+
+def dump_recipe(config: RunConfig | StagedConfig) -> str:
+    """The resolved recipe as YAML; `load_any` reads it back to an equal one."""
+    if isinstance(config, RunConfig):
+        data = config.model_dump(mode="json")
+    else:
+        whole = config.model_dump(mode="json")
+        stages = [{**{key: stage[key] for key in OWN_KEYS}, **stage["run"], "name": stage["name"]} for stage in whole["stages"]]
+        data = {"name": config.name, "report": whole["report"], "stages": stages}
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, for editors."""
-    return RunConfig.model_json_schema()
+    """JSON schema of a recipe, with stages or without, for editors."""
+    plain = RunConfig.model_json_schema(ref_template="#/$defs/{model}")
+    staged = StagedConfig.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = {**plain.pop("$defs"), **staged["$defs"]}
+    own = {key: definitions["Stage"]["properties"][key] for key in OWN_KEYS}
+    common = {key: value for key, value in plain["properties"].items() if key != "name"}
+    stage = {"type": "object", "additionalProperties": False, "properties": {**own, **common}, "required": ["name", "kind"]}
+    with_stages = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            **plain["properties"],
+            "report": staged["properties"]["report"],
+            "stages": {"type": "array", "items": stage},
+        },
+        "required": ["stages"],
+    }
+    del definitions["Stage"]
+    return {"title": "foveate recipe", "anyOf": [plain, with_stages], "$defs": definitions}
 
 
 def _override(data: dict[str, Any], override: str) -> None:

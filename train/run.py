@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,31 @@ Evaluator = Callable[[VLM, int, bool], dict[str, Any]]
 """``(model, step, whole) -> result``: scores the held-out split; ``whole`` is False during training."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a stage's weights come from, in place of what its recipe names."""
+
+    model: str | None = None
+    teacher: str | None = None
+
+
 class Run:
     """Built from a recipe; `restore` brings it to where it stopped.
 
     Raises `ValueError` (and its subclasses) for a model, data or settings that cannot be used, before anything is trained.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, evaluator: Evaluator | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, evaluator: Evaluator | None = None, origin: Origin | None = None
+    ) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.config, self.folder, self.evaluator = config, folder, evaluator
-        self.vlm = _load(config)
-        self.teacher = Teacher(self.vlm, config.teacher) if config.needs_teacher else None
+        found = origin or Origin()
+        self.vlm = _load(config, found.model)
+        taught_by = config.teacher if found.teacher is None else config.teacher.model_copy(update={"path": found.teacher})
+        self.teacher = Teacher(self.vlm, taught_by) if config.needs_teacher else None
         player = self.vlm if config.sampling.player == "student" or self.teacher is None else self.teacher.vlm
         self.engine = HFEngine(player, autocast=compute_dtype(self.vlm, config.model.compute))
         total_updates = config.steps * config.updates_per_step
@@ -195,13 +208,29 @@ class Run:
             return {}
         result = self.evaluator(self.vlm, self.progress.step, whole)
         self.recorder.evaluation(self.progress.step, result)
-        view = self.config.checkpoint.best_view
-        if view is not None and self.config.eval is not None:
-            right = result["views"][view]["right"][: self.config.eval.during]  # the same items every time
-            value = sum(right) / max(1, len(right))
-            if self.progress.best_value is None or value > self.progress.best_value:
-                self.progress.best_value, self.progress.best_step = value, self.progress.step
+        view, part = self.config.best_view, self.config.eval
+        if view is not None and part is not None:
+            right = result["views"][view]["right"][: part.during]  # the same items every time
+            self._remember(sum(right) / max(1, len(right)))
         return result
+
+    def _remember(self, value: float) -> None:
+        progress, gate = self.progress, self.config.gate
+        if progress.best_value is None or value > progress.best_value:
+            progress.best_value, progress.best_step, progress.stale = value, progress.step, 0
+        elif progress.best_step != progress.step:  # not the same evaluation again
+            progress.stale += 1
+        if gate is None or progress.ended or not gate.least_steps <= progress.step < self.config.steps or not progress.step:
+            return
+        if gate.least is not None and gate.stop_when_reached and value >= gate.least:
+            progress.ended = f"{gate.view} reached {value:.3f} (gate.least: {gate.least:g})"
+        elif gate.patience and progress.stale >= gate.patience:
+            progress.ended = f"{progress.stale} evaluations without a better {gate.view} than {progress.best_value:.3f}"
+
+    @property
+    def done(self) -> bool:
+        """No step is left, or the gate has ended the run."""
+        return self.progress.step >= self.config.steps or bool(self.progress.ended)
 
     def save(self) -> None:
         """Write a checkpoint and remove those that are neither recent nor the best."""
@@ -209,10 +238,10 @@ class Run:
         checkpoint.prune(self.folder, self.config.checkpoint.keep_last, self.progress.best_step)
 
 
-def _load(config: RunConfig) -> VLM:
+def _load(config: RunConfig, name: str | None) -> VLM:
     part = config.model
     vlm = load(
-        part.name,
+        name or part.name,
         dtype=part.dtype,
         device=part.device,
         min_pixels=part.min_pixels,

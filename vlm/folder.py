@@ -41,7 +41,8 @@ class LoadError(ValueError):
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
-    """The folder that holds a model: the embedded one, a path (of a run: its last checkpoint), or a snapshot of the Hub."""
+    """The folder that holds a model: the embedded one, a path (of a run: its last checkpoint, of a complete staged run
+    the one it has left), or a snapshot of the Hub."""
     text = os.fspath(name)
     folder = TINY_FOLDER if text == "tiny" else Path(text).expanduser()
     if not folder.is_dir():
@@ -57,6 +58,10 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         return _from_hub(text)
     if (folder / "config.json").is_file():
         return folder
+    if (folder / "stages").is_dir() and (folder / "config.yaml").is_file():  # a staged run: what it has left
+        if not (folder / "summary.json").is_file():
+            raise LoadError(f"{folder}: a staged run that is not complete; give one of the folders in {folder / 'stages'}")
+        return resolve(folder / read_json(folder / "summary.json")["checkpoint"])
     saved = [path.parent for path in folder.glob("checkpoints/step_*[0-9]/config.json")]
     if saved:  # a run folder
         return max(saved, key=lambda path: int(path.name.partition("_")[2]))
