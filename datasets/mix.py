@@ -67,8 +67,8 @@ class Blend(Sequence[Sample]):
             place -= len(source)
         raise IndexError(f"sample {index} of {len(self)}")
 
-    def at(self, position: int, seed: int) -> tuple[int, int]:
-        """``(source, index within it)`` at a position. The source furthest behind its share has the turn."""
+    def turn(self, position: int) -> tuple[int, int]:
+        """``(source, how often it had the turn before)`` at a position. The source furthest behind its share has the turn."""
         while len(self._turn) <= position:
             drawn = len(self._turn) + 1
             behind = [share * drawn - count for share, count in zip(self.shares, self._count, strict=True)]
@@ -76,8 +76,12 @@ class Blend(Sequence[Sample]):
             self._turn.append(source)
             self._rank.append(self._count[source])
             self._count[source] += 1
-        source = self._turn[position]
-        return source, position_to_index(self._rank[position], len(self.sources[source]), seed + source)
+        return self._turn[position], self._rank[position]
+
+    def at(self, position: int, seed: int) -> tuple[int, int]:
+        """``(source, index within it)`` at a position of the seeded order."""
+        source, rank = self.turn(position)
+        return source, position_to_index(rank, len(self.sources[source]), seed + source)
 
 
 _Item = TypeVar("_Item")

@@ -36,6 +36,7 @@ class Played:
     """Stands for a task: which places were asked for, and groups of which only every third has variance."""
 
     prompts = 4
+    sampler = Shuffled((), 0, 4)
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
