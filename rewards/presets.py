@@ -113,6 +113,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         },
         "total": "(1 if waits == 0 else 1.1 - 0.2*max(0, waits - 2)) if acc > 0.5 else (0 if parsed else -0.1)",
     },
+    # DyME, 2506.23061, without the third term of its sum, a text model that holds the thought against facts of the picture.
+    "dyme": {
+        "terms": {"acc": {"term": "answer"}, "format": {"term": "format", "style": "answer_line"}},
+        "total": "format + acc if format else 0",
+    },
     # Think Or Not, 2505.16854: an empty thought passes.
     "ton": {
         "terms": {"acc": {"term": "answer", "kind": "maths"}, "format": {"term": "format", "style": "ton"}},

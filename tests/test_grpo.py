@@ -354,7 +354,7 @@ def test_a_reference_that_is_the_student_does_not_pull(vlm: VLM, kind: str) -> N
         ({"dual_clip": 3.0, "policy": "cispo"}, "belongs to policy: clip"),
         ({"extra_rounds": 2}, "set filter_zero_variance: true"),
         ({"ratio": "sequence", "correction": "mask"}, "set correction_level: sequence"),
-        ({"scale": "std"}, "Extra inputs"),
+        ({"scaling": "std"}, "Extra inputs"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], match: str) -> None:

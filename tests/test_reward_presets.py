@@ -54,6 +54,13 @@ def test_vlm_capcurriculum() -> None:
     assert total("vlm_capcurriculum", sample, "I do not see it.") == 0.0
 
 
+def test_dyme() -> None:
+    assert total("dyme", asked(), "The sign shows K.\nAnswer: K") == pytest.approx(2.0)
+    assert total("dyme", asked(), "The sign shows K.\nAnswer: P") == pytest.approx(1.0)
+    assert total("dyme", asked(), "K") == 0.0, "right, and without its form it counts for nothing"
+    assert play("dyme", asked(), "K").outcome == "right"
+
+
 def test_deepeyes() -> None:
     right, wrong = THINK + "<answer>K</answer>", THINK + "<answer>P</answer>"
     assert total("deepeyes", asked(), right) == pytest.approx(0.8)

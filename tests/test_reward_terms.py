@@ -78,6 +78,9 @@ CHOICE_OF_FRAMES = "<action>choose frames between 1 and 30</action>"
         ("rlcr", [THINK + "<answer>x</answer><analysis>y</analysis><confidence>0.5</confidence>"], 1),
         ("rlcr", [THINK + "<answer>x</answer><confidence>0.5</confidence><analysis>y</analysis>"], 0),
         ("rlcr", [THINK + "<answer>x</answer><analysis></analysis><confidence>0.5</confidence>"], 0),
+        ("answer_line", ["It is red.\nAnswer: K"], 1),
+        ("answer_line", ["Answer: K or Answer: L"], 0),
+        ("answer_line", ["K"], 0),
     ],
 )  # fmt: skip
 def test_formats(style: str, turns: list[str], value: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..datasets.curriculum import Sampler
@@ -40,6 +40,8 @@ class Task:
     leak_check: bool = False
     pool: tuple[Group, ...] = ()
     """Groups played beforehand, used in turn in place of new ones."""
+    version: Callable[[int], int] = int
+    """The policy version of the weights that play in a step: the step itself, where they are the student's."""
 
     def pooled(self, size: int, engine: Engine, renderer: Renderer) -> Task:
         """This task with at least ``size`` groups played now, with the weights that the engine has now."""
@@ -62,7 +64,7 @@ class Task:
             n=[self.rollouts if pick.rollouts is None else pick.rollouts for pick in picks],
             sampling=sampling,
             seed=derive_seed(seed, places.start) if places.start else seed,  # a sample met again in a later round is played anew
-            policy_version=step,
+            policy_version=self.version(step),
             rules=self.protocols.rules,
         )
         return [
@@ -80,15 +82,16 @@ class Task:
                 script = drop_thoughts(drawn, signal.thought_dropout, derive_seed(self.seed, at))
             else:
                 sample = draw(self.samples, at, self.seed)
-                script = Trajectory(sample, (_fill(signal.target, sample),))
+                script = Trajectory(sample, (fill(signal.target, sample),))
             toolbox = self.protocols.toolbox(script.sample) if len(script.actions) > 1 else None
             one = play_script(script, self.view_of(script.sample), toolbox, renderer, policy_version=step)
             played.append(_named(Group(script.sample, (one,)), self.name, step, place))
         return played
 
     def view_of(self, sample: Sample, hint: int = 0) -> View:
-        """What the student is shown of a sample. Raises `ValueError` for a view that tells something privileged."""
-        view = make_view(sample, self.view, "student", self.protocols.prompt(sample))
+        """What the student is shown of a sample, with its first ``hint`` hints. Raises `ValueError` for a view that tells
+        something privileged."""
+        view = make_view(sample, self.view, "student", self.protocols.prompt(sample), hint)
         if self.leak_check:
             check_student_view(sample, view, self.view)
         return view
@@ -100,15 +103,16 @@ def _named(group: Group, task: str, step: int, place: int) -> Group:
     return dataclasses.replace(group, rollouts=tuple(dataclasses.replace(one, group_id=group_id) for one in group.rollouts))
 
 
-def _fill(target: str, sample: Sample) -> str:
+def fill(target: str, sample: Sample, what: str = "sft target") -> str:
+    """``target`` with {answer} and {rationale} of the sample. Raises `ValueError` where it lacks one; ``what`` names the text."""
     values: Mapping[str, str | None] = {"answer": sample.answer, "rationale": sample.privileged.rationale}
     text = target
     for name, value in values.items():
         if "{" + name + "}" in text:
             if value is None:
                 raise ValueError(
-                    f"sample {sample.id}: the sft target {target!r} needs {name}, which the sample lacks; remove the "
-                    "sample or change the target"
+                    f"sample {sample.id}: the {what} {target!r} needs {name}, which the sample lacks; remove the "
+                    "sample or change the text"
                 )
             text = text.replace("{" + name + "}", value)
     return text

@@ -107,9 +107,10 @@ def plain_weight(signal: Signal, stream: Stream, totals: Denominators) -> float:
 
 
 def _side(signal: Signal) -> Literal["+", "-", ""]:
-    """The sign of a rollout's mean advantage."""
-    assert signal.advantages_NK is not None, "reduction balanced weighs advantages"
-    mean = sum(map(sum, signal.advantages_NK)) / max(1, signal.rollout.num_actions)
+    """The sign of a rollout's mean advantage; a given text that is learned by cross-entropy is on the side of its weight."""
+    values_NK = signal.ce_weights_NK if signal.advantages_NK is None else signal.advantages_NK
+    assert values_NK is not None, "reduction balanced weighs advantages"
+    mean = sum(map(sum, values_NK)) / max(1, signal.rollout.num_actions)
     if abs(mean) < _NO_SIDE:
         return ""
     return "+" if mean > 0 else "-"

@@ -137,3 +137,16 @@ def to_json(
         return {"type": "video", "frames": [store(frame) for frame in part.frames], "times_s": list(part.times_s)}
 
     return [{"role": message.role, "content": [part_json(part) for part in message.parts]} for message in messages]
+
+
+def from_json(chat: Sequence[dict[str, Any]], opened: Callable[[str], Picture]) -> tuple[Message, ...]:
+    """The chat that `to_json` wrote; ``opened`` gives the picture of a name. A clip comes back without its source."""
+
+    def part(written: dict[str, Any]) -> Part:
+        if written["type"] == "text":
+            return str(written["text"])
+        if written["type"] == "image":
+            return opened(written["image"])
+        return Clip(tuple(opened(name) for name in written["frames"]), tuple(written["times_s"]))
+
+    return tuple(Message(message["role"], tuple(map(part, message["content"]))) for message in chat)

@@ -157,11 +157,16 @@ def rlcr(turns: Sequence[str]) -> float:
     return float(found is not None and all(found))
 
 
+def answer_line(turns: Sequence[str]) -> float:
+    """The last turn says ``Answer:`` exactly once (DyME, 2506.23061)."""
+    return float(turns[-1].count("Answer:") == 1)
+
+
 FORMATS: Mapping[str, Callable[[Sequence[str]], float]] = {
     rule.__name__: rule
     for rule in (
         answer_tags, think_answer, boxed, think_boxed, ton, deepeyes, openthinkimg, vilasr, grit_answer, grit_tags, grit_boxes,
-        frame_thinker, deepsport, rlcr,
+        frame_thinker, deepsport, rlcr, answer_line,
     )
 }  # fmt: skip
 """Every format by its name in a recipe."""
@@ -174,7 +179,7 @@ class Format(Term):
     term: Literal["format"] = "format"
     style: Literal[
         "answer_tags", "think_answer", "boxed", "think_boxed", "ton", "deepeyes", "openthinkimg", "vilasr", "grit_answer",
-        "grit_tags", "grit_boxes", "frame_thinker", "deepsport", "rlcr",
+        "grit_tags", "grit_boxes", "frame_thinker", "deepsport", "rlcr", "answer_line",
     ] = "answer_tags"  # fmt: skip
     """Whose form; the functions of `terms.format` say what each asks."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -33,12 +33,53 @@ class SftSignal(Weighted):
     """Share of a file's trajectories whose thoughts are emptied, drawn anew at each step (TON, 2505.16854)."""
 
 
+class AdoraScale(Part):
+    """ADORA: groups whose right answers are not the longer ones count less, since slow thinking should pay. After its code.
+
+    A group keeps its advantages when its longest right answer is longer than the mean of its wrong ones, those of ``cap_tokens``
+    or more left out; else they are multiplied by ``damp``.
+    """
+
+    kind: Literal["adora"]
+    form: Literal["vl", "llm"] = "vl"
+    """What is not said by that: a group without a right answer keeps its advantages in vl and is damped in llm; one with a right
+    answer and no wrong one to compare with is damped in vl and keeps them in llm."""
+    damp: float = pydantic.Field(0.1, ge=0, le=1)
+    right_above: float | None = None
+    """Right are rewards above this (its LLM code: 1.01, answer and format); None: right outcomes."""
+    cap_tokens: int | None = pydantic.Field(4054, ge=1)
+    """4054 in the LLM code, 4094 in the VL code; None: no cap."""
+
+
+class BoxSizeScale(Part):
+    """The difficulty weight of GUI-G1 (2505.15810): small boxes count more. Its weights were computed beforehand, by a formula
+    that is not in the code; here ``(typical_frac / area)^power``, held between two bounds, with the area of the evidence box as a
+    share of its picture."""
+
+    kind: Literal["box_size"]
+    typical_frac: float = pydantic.Field(0.005, gt=0, le=1)
+    """Area of the box whose group counts once."""
+    power: float = pydantic.Field(0.5, ge=0)
+    """0.5: as the side of the box."""
+    least: float = pydantic.Field(0.5, gt=0)
+    most: float = pydantic.Field(2.0, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _order(self) -> BoxSizeScale:
+        if self.least > self.most:
+            raise ValueError(f"scale: box_size needs least ({self.least:g}) no larger than most ({self.most:g})")
+        return self
+
+
+AnyScale = Annotated[AdoraScale | BoxSizeScale, pydantic.Field(discriminator="kind")]
+
+
 class GrpoSignal(Part):
     """Group-relative policy gradient (DeepSeekMath, 2402.03300) and its switches, each a part of its own.
 
     Dr. GRPO: advantage mean, reduction constant. DAPO: clip_high 0.28, filter_zero_variance, extra_rounds, filter_overlong.
     GSPO: ratio sequence, reduction sequence, clip_low 3e-4, clip_high 4e-4. CISPO: policy cispo. SimpleTIR: filter_void,
-    dual_clip 3.
+    dual_clip 3. GUI-G1: advantage mean, reduction constant, constant_tokens 64, scale box_size. ADORA: scale adora.
     """
 
     kind: Literal["grpo"]
@@ -48,6 +89,8 @@ class GrpoSignal(Part):
     """Control: every group gets the rewards of another group of the step; what is gained then is not learned from them."""
     advantage: Literal["mean_std", "mean", "rloo"] = "mean_std"
     """The group's centred rewards divided by their standard deviation; centred only; against the mean of the others."""
+    scale: AnyScale | None = None
+    """What multiplies the advantages of a whole group after they are centred and divided."""
     policy: Literal["clip", "cispo"] = "clip"
     """clip: PPO's pessimistic clipping. cispo: the ratio, bounded above by 1 + clip_high, only weighs the gradient of log p."""
     ratio: Literal["token", "sequence"] = "token"
@@ -64,6 +107,10 @@ class GrpoSignal(Part):
     kl: Literal["none", "k1", "k2", "k3"] = "none"
     """Pull to the teacher's weights, reading the student's view. k1: taken off every token's advantage; k2, k3: in the loss."""
     kl_weight: float = pydantic.Field(0.0, ge=0)
+    nll_weight: float = pydantic.Field(0.0, ge=0)
+    """A cross-entropy term beside the policy term, a mean over the tokens that it is on (VL-Rethinker, 2504.08837: 0.05)."""
+    nll_on: Literal["edited", "positive"] = "edited"
+    """Right rollouts that a transform has gone on with (the paper); all right ones with a positive advantage (its code)."""
     filter_zero_variance: bool = False
     """Groups whose rollouts all earned the same leave the loss and its denominators."""
     extra_rounds: int = pydantic.Field(0, ge=0)

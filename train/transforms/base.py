@@ -36,6 +36,32 @@ class Tools:
     logprobs: Logprobs
 
 
+class Counts:
+    """What a transform did in a step: sums over all of the step's calls, each name from 0."""
+
+    def __init__(self, prefix: str, *names: str) -> None:
+        self._prefix, self._names, self._step = prefix, names, -1
+        self._sums = dict.fromkeys(names, 0.0)
+
+    def start(self, step: int) -> None:
+        """A call in step ``step`` begins; dynamic sampling makes several of them."""
+        if step != self._step:
+            self._step, self._sums = step, dict.fromkeys(self._names, 0.0)
+
+    def add(self, name: str, number: float = 1.0) -> None:
+        self._sums[name] += number
+
+    def values(self) -> dict[str, float]:
+        return {f"{self._prefix}/{name}": value for name, value in self._sums.items()}
+
+
+def is_right(rollout: Rollout) -> bool:
+    """Whether the answer is right, whatever else the reward counts. Raises `ValueError` without a reward."""
+    if rollout.reward is None:
+        raise ValueError(f"rollout {rollout.group_id}/{rollout.index}: a transform looks at outcomes, and it has no reward")
+    return rollout.reward.outcome == "right"
+
+
 class Transform(Protocol):
     """One transform of a recipe."""
 
@@ -44,5 +70,5 @@ class Transform(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Counts of the last `apply`."""
+        """Counts of the last step in which `apply` was called."""
         ...

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from .base import Transform
-from .settings import AnyTransform
+from .dot import Dot
+from .dyme import Dyme
+from .rethink import Rethink
+from .settings import AnyTransform, DotTransform, DymeTransform, RethinkTransform
 
 
 def transform(config: AnyTransform) -> Transform:
-    raise NotImplementedError(config.kind)
+    """A new transform, without any counts."""
+    match config:
+        case DotTransform():
+            return Dot(config)
+        case RethinkTransform():
+            return Rethink(config)
+        case DymeTransform():
+            return Dyme(config)
