@@ -1,8 +1,9 @@
 """The leak check: a student's view carries nothing privileged, in its text, its pixels or its file names.
 
 It works on what the view really holds, not on what its `ViewSpec` says it does: every picture must be one that the sample shows
-openly (an original, or an original that the spec makes smaller, blanks, or draws into), and no answer, rationale, teacher prompt,
-box coordinate or crop's file name may be added to the question. A spec that means to show more declares it in ``reveals``.
+openly (an original, or an original that the spec makes smaller, blanks, or draws into), and no answer, rationale (or its
+beginning), hint, teacher prompt, box coordinate or crop's file name may be added to the question. A spec that means to show more
+declares it in ``reveals``.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import numpy as np
 from ..vlm.images import Picture
 from ..vlm.records import Sample, View
 from . import crops
-from .views import ViewSpec, box_text
+from .views import ViewSpec, box_text, told_hints
 
 _TOLERANCE = 4.0  # grey levels: what re-encoding may change
 _THUMB_PX = 32
+_FIRST_WORDS = 3  # of a rationale that is told in part
 _MARK, _MARK_SHARE = 64.0, 0.002  # a mark: more than this many grey levels off, on more than this share of the pixels
 
 
@@ -61,13 +63,17 @@ def find_leaks(sample: Sample, view: View, spec: ViewSpec | None = None) -> list
 
 def _text_leaks(sample: Sample, view: View, spec: ViewSpec) -> Iterable[Leak]:
     secret, may = sample.privileged, set(spec.reveals)
-    said = "\n".join(message.text for message in view.messages)
+    said = _without_hints(sample, "\n".join(message.text for message in view.messages), spec)
     added = _added(sample, said, spec)
     if "answer" not in may and sample.answer and _says(added, sample.answer):
         yield Leak(f"the answer {sample.answer!r}", "text that is not the question's")
-    for name, text in (("rationale", secret.rationale), ("prompt", secret.prompt)):
-        if name not in may and text and text.strip() and text.strip() in said and text.strip() not in sample.question:
-            yield Leak(f"the {'teacher prompt' if name == 'prompt' else name}", "the text")
+    if "rationale" not in may and secret.rationale and _begins(added, said, secret.rationale, sample):
+        yield Leak("the rationale", "the text")
+    if "prompt" not in may and secret.prompt and _holds(said, secret.prompt, sample):
+        yield Leak("the teacher prompt", "the text")
+    for number, hint in enumerate(secret.hints, 1):
+        if hint.strip() and _says(added, hint):
+            yield Leak(f"hint {number}", "the text")
     if "coordinates" not in may and 0 <= secret.box_image < len(sample.images):
         picture = sample.images[secret.box_image]
         for box in secret.boxes_px_xyxy:
@@ -76,6 +82,24 @@ def _text_leaks(sample: Sample, view: View, spec: ViewSpec) -> Iterable[Leak]:
     for crop in secret.crops:
         if crop.path and PurePath(crop.path).name in said:
             yield Leak(f"the file name {PurePath(crop.path).name} of an evidence crop", "the text")
+
+
+def _without_hints(sample: Sample, said: str, spec: ViewSpec) -> str:
+    """The text without the hints that the spec means to show, once, in the words in which it shows them."""
+    if "hints" not in spec.reveals:
+        return said
+    told = (told_hints(sample, spec, level) for level in range(len(sample.privileged.hints), 0, -1))
+    return said.replace(next((text for text in told if text and text in said), "\n"), "\n", 1)
+
+
+def _holds(said: str, text: str, sample: Sample) -> bool:
+    return bool(text.strip()) and text.strip() in said and text.strip() not in sample.question
+
+
+def _begins(added: str, said: str, rationale: str, sample: Sample) -> bool:
+    """Is the rationale, or its beginning, in the text? A few words of it are enough where nobody else says them."""
+    first = " ".join(rationale.split()[:_FIRST_WORDS])
+    return _holds(said, rationale, sample) or (bool(first) and _says(" ".join(added.split()), first))
 
 
 def _added(sample: Sample, said: str, spec: ViewSpec) -> str:

@@ -54,6 +54,9 @@ TINY_IMAGINE = "Imagine zooming in, then answer."
 OPSD_ANSWER = "\nHere is a reference solution:\n{answer}\nNow solve the question in your own way."
 GROUND_TRUTH = "Ground-truth answer: {answer}"
 GROUND_TRUTH_ALONE = "\nGround-truth answer: {answer}"
+OPSD_SOLUTION = "\nHere is a reference solution:\n{rationale}"
+OPSD_FINAL = "\nFinal answer: {answer}\nNow solve the question in your own way."
+HINT = "\nHint: {hints}"
 
 _AROUND = CropSpec(padding_frac=0.25)
 _ZWZ = CropSpec(padding_frac=0.05, scale=2.0, frame=True)
@@ -85,10 +88,13 @@ def _all() -> dict[str, dict[str, Any]]:
         "imagine_opd.teacher_answer_only": {"system": IMAGINE_TEACHER_ANSWER_ONLY, "answer": GROUND_TRUTH_ALONE},
         # on-policy self-distillation from the answer
         "opsd.teacher": {"answer": OPSD_ANSWER},
+        "opsd.teacher_solution": {"rationale": OPSD_SOLUTION, "answer": OPSD_FINAL},
         # what came with the data: teacher_prompt, teacher_images, privileged_context
         "given.teacher": {"question": "teacher"},
         "given.teacher_images": {"image": ("replace_by_crop",), "crop": CropSpec(source="given")},
         "given.context": {"rationale": "\n{rationale}"},
+        # hints as far as a sampler asks for them, none otherwise (Keye-VL 1.5, 2509.01563)
+        "hinted": {"hints": HINT, "reveals": ("hints",)},
         # thinking with images, and in words
         "tools": {"system": TOOLS_SYSTEM},
         "imagine": {"system": IMAGINE_STUDENT},
@@ -104,6 +110,8 @@ def _all() -> dict[str, dict[str, Any]]:
         "tiny.imagine_teacher_crops_only": {**with_crops, "system": TINY_IMAGINE},
         "tiny.imagine_teacher_answer_only": {"system": TINY_IMAGINE, "answer": GROUND_TRUTH_ALONE},
         "tiny.text": {"system": "none"},
+        "tiny.hinted": {"system": "none", "hints": HINT, "reveals": ("hints",)},
+        "tiny.solved_teacher": {"system": "none", "rationale": " {rationale}", "answer": " " + GROUND_TRUTH},
     }
 
 

@@ -34,6 +34,7 @@ class RawRow:
     system: str | None = None
     rationale: str | None = None
     prompt: str | None = None
+    hints: tuple[str, ...] = ()
     source: str = ""
     kind: str = ""
     difficulty: float | None = None

@@ -45,6 +45,8 @@ class Question:
     tag: str
     difficulty: float
     rationale: str
+    hints: tuple[str, ...] = ()
+    """Concept, strategy, where to look, steps, full solution; letter and earlier have them."""
 
 
 def answer_text(answer: str) -> str:
@@ -151,6 +153,24 @@ def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
     return tuple(kinds)
 
 
+def _hints(kind: str, items: Sequence[SceneObject], answer: str) -> tuple[str, ...]:
+    """Five levels of help (Keye-VL 1.5, 2509.01563), in the few words that the tiny model knows: those of a scene in words."""
+    names = " and ".join(item.name for item in items)
+    where = ", ".join(f"{item.name} at {item.place}" for item in items)
+    seen = "; ".join(f"{item.name} at {item.place} shows {item.letter}" for item in items)
+    if kind == "letter":
+        return "a shape shows a letter;", f"{names};", f"{where};", f"zoom in on {where};", f"{seen}."
+    if kind == "earlier":
+        return (
+            "A is the earlier letter of A and C;",
+            f"{names};",
+            f"{where};",
+            f"zoom in on {where};",
+            f"{seen}; {answer} is earlier.",
+        )
+    return ()
+
+
 def questions(scene: Scene, kinds: Sequence[str], count: int) -> list[Question]:
     """Up to ``count`` different questions, the kinds taking turns. The same for the same scene, kinds and count."""
     rng = np.random.default_rng([11, scene.seed])
@@ -165,5 +185,7 @@ def questions(scene: Scene, kinds: Sequence[str], count: int) -> list[Question]:
                 text, answer, targets, tag = drawn
                 items = [scene.objects[index] for index in targets]
                 seen = ". ".join(f"The {item.name} at {item.place} shows {item.letter}" for item in items)
-                found.append(Question(kind, text, answer, targets, tag, _MAKERS[kind][0], f"{seen}." if seen else ""))
+                seen = f"{seen}." if seen else ""
+                hints = _hints(kind, items, answer)
+                found.append(Question(kind, text, answer, targets, tag, _MAKERS[kind][0], seen, hints))
     return found

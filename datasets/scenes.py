@@ -220,6 +220,7 @@ class Scene:
                 privileged=Privileged(
                     boxes_px_xyxy=() if as_text else tuple(self.objects[index].box_px_xyxy(side) for index in question.targets),
                     rationale=question.rationale,
+                    hints=question.hints,
                 ),
                 source=f"synth:{self.world.name}",
                 kind=question.kind,

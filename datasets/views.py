@@ -13,6 +13,7 @@ Two views of a sample differ in prompt and pixels, never in the action tokens.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ RED_BOX_HINT = "Only focus on the objects inside the red bounding box in the ima
 """The sentence that Vision-OPD's data appends to a question whose picture has the box drawn in."""
 
 ImageOp = Literal["keep", "replace_by_crop", "append_crops", "overlay_box", "spotlight", "degrade", "blank"]
-Reveal = Literal["box", "crop", "answer", "rationale", "coordinates", "prompt"]
+Reveal = Literal["box", "crop", "answer", "rationale", "coordinates", "prompt", "hints"]
 
 
 class ViewSpec(crops.Part):
@@ -63,6 +64,11 @@ class ViewSpec(crops.Part):
     """Template with {answer}, at the end of the message; empty: the answer is not told."""
     rationale: str = ""
     """Template with {rationale}; empty: not told."""
+    rationale_frac: float = pydantic.Field(default=1.0, ge=0, le=1)
+    """Share of the rationale's words that is told, from its beginning (ATESD, 2605.11458); with less than half a word nothing."""
+    hints: str = ""
+    """Template with {hints}: the first hints of a sample, as many as `make_view` is asked for (Keye-VL 1.5, 2509.01563). A view
+    that is not asked shows none; an evaluation never asks."""
     prefix: str = ""
     suffix: str = ""
     """Text before and after everything else in the user's message; the same for all samples."""
@@ -82,13 +88,15 @@ class ViewSpec(crops.Part):
             raise ValueError(f"view: the answer template {self.answer!r} lacks {{answer}}")
         if self.rationale and "{rationale}" not in self.rationale:
             raise ValueError(f"view: the rationale template {self.rationale!r} lacks {{rationale}}")
+        if self.hints and "{hints}" not in self.hints:
+            raise ValueError(f"view: the hints template {self.hints!r} lacks {{hints}}")
         if self.coordinates != "none" and "{boxes}" not in self.coordinates_template:
             raise ValueError(f"view: the template {self.coordinates_template!r} lacks {{boxes}}")
         return self
 
     @property
     def uses(self) -> tuple[Reveal, ...]:
-        """The privileged things that this view shows."""
+        """The privileged things that this view shows without being asked for hints."""
         shown: list[Reveal] = []
         if "overlay_box" in self.image or "spotlight" in self.image:
             shown.append("box")
@@ -143,13 +151,23 @@ def _preset(name: str) -> ViewSpec:
     return PRESETS[name]
 
 
-def make_view(sample: Sample, spec: ViewSpec, role: Literal["student", "teacher"], tools_prompt: str | None = None) -> View:
-    """The sample as this view shows it; ``tools_prompt`` offers its tools. `ValueError` names the sample and what it lacks."""
+def make_view(
+    sample: Sample, spec: ViewSpec, role: Literal["student", "teacher"], tools_prompt: str | None = None, hint: int = 0
+) -> View:
+    """The sample as this view shows it. ``tools_prompt`` offers its tools; ``hint`` is the level of help: so many of its hints.
+
+    `ValueError` names the sample and what it lacks.
+    """
+    if hint and not spec.hints:
+        raise ValueError(
+            f"sample {sample.id}: asked for hint level {hint}, and the view {spec.name or 'given'} shows no hints; give it "
+            "hints: '\\nHint: {hints}' and reveals: [hints]"
+        )
     if sample.video is not None and spec.image != ("keep",):
         raise ValueError(
             f"sample {sample.id}: the view {spec.name or spec.image} changes pictures and the sample has a video; use image: keep"
         )
-    parts = _user_parts(sample, spec)
+    parts = _user_parts(sample, spec, hint)
     system = _system(sample, spec, tools_prompt)
     head = (Message.system(system),) if system else ()
     return View(role=role, messages=(*head, Message("user", parts)), name=spec.name)
@@ -162,7 +180,7 @@ def _system(sample: Sample, spec: ViewSpec, tools_prompt: str | None) -> str | N
     return {"own": sample.system, "none": None, "tools": tools_prompt}.get(spec.system, spec.system)
 
 
-def _user_parts(sample: Sample, spec: ViewSpec) -> tuple[Part, ...]:
+def _user_parts(sample: Sample, spec: ViewSpec, hint: int) -> tuple[Part, ...]:
     pictures, extra = _pictures(sample, spec)
     slots: list[tuple[Picture, ...]] = [(picture,) for picture in pictures]
     if "replace_by_crop" in spec.image:
@@ -180,7 +198,7 @@ def _user_parts(sample: Sample, spec: ViewSpec) -> tuple[Part, ...]:
         body += [text] if text else []
     if sample.video is not None:
         body.insert(0, sample.video)
-    tail = _tail(sample, spec)
+    tail = _tail(sample, spec, hint)
     joined = [*([spec.prefix] if spec.prefix else []), *body, *extra, *([tail] if tail else [])]
     if not joined:
         raise ValueError(
@@ -251,19 +269,40 @@ def _question(sample: Sample, spec: ViewSpec) -> str:
     return text
 
 
-def _tail(sample: Sample, spec: ViewSpec) -> str:
+def opening(text: str, frac: float) -> str:
+    """The first share of a text's words, rounded to whole words (half of one counts as one); 1 is the text as it is.
+
+    >>> opening("The red triangle shows K.", 0.5)
+    'The red triangle'
+    """
+    words = list(re.finditer(r"\S+", text))
+    keep = int(frac * len(words) + 0.5)
+    if keep >= len(words):
+        return text
+    return text[: words[keep - 1].end()] if keep else ""
+
+
+def told_hints(sample: Sample, spec: ViewSpec, hint: int) -> str:
+    """What the view says of the first ``hint`` hints, or of all where the sample has fewer; "" for none."""
+    shown = sample.privileged.hints[:hint]
+    return spec.hints.replace("{hints}", " ".join(shown)) if shown else ""
+
+
+def _tail(sample: Sample, spec: ViewSpec, hint: int) -> str:
     tail = ""
     if spec.coordinates != "none":
         picture = crops.boxed_picture(sample)
         evidence = crops.evidence_boxes(sample, spec.crop)
         told = ", ".join(box_text(box, picture, spec.coordinates) for box in evidence)
         tail += spec.coordinates_template.replace("{boxes}", told)
+    tail += told_hints(sample, spec, hint)
     if spec.rationale:
         if sample.privileged.rationale is None:
             raise ValueError(
                 f"sample {sample.id}: this view tells a rationale and the sample has none; add one to the data, or rationale: ''"
             )
-        tail += spec.rationale.replace("{rationale}", sample.privileged.rationale)
+        told = opening(sample.privileged.rationale, spec.rationale_frac)
+        tail += spec.rationale.replace("{rationale}", told) if told else ""
     if spec.answer:
         if sample.answer is None:
             raise ValueError(

@@ -159,8 +159,6 @@ def test_ema_teacher_by_hand() -> None:
     before = next(teacher.vlm.model.parameters()).clone()
     teacher.follow(student, 1)
     torch.testing.assert_close(next(teacher.vlm.model.parameters()), before + 0.25)
-    with pytest.raises(ValueError, match="collapse"):
-        TeacherPart(weights="current")
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable")

@@ -372,7 +372,8 @@ def test_a_run_without_rl_tells_outcomes_by_the_signals_own_reward(tmp_path: Pat
         "signals": [{"kind": "distill", "teacher": "tiny.crop", "rollouts": "wrong", "reward": {"answer": 1.0}}],
         "optimizer": {"lr": 1e-4}, "loggers": [],
     }  # fmt: skip
-    groups, signals = collect(Run(RunConfig.model_validate(recipe), tmp_path), 0)
+    found, signals = collect(Run(RunConfig.model_validate(recipe), tmp_path), 0)
+    groups = found.groups
     wrong = [one for made in groups for one in made.rollouts if one.reward and one.reward.outcome == "wrong"]
     assert 0 < len(wrong) < 8
     assert [one.rollout for one in signals] == wrong

@@ -91,7 +91,7 @@ def write(
         trainer / "optimizer.pt",
     )
     if teacher is not None and teacher.changes:
-        torch.save(teacher.vlm.model.state_dict(), trainer / "teacher.pt")
+        torch.save(teacher.state_dict(), trainer / "teacher.pt")
     for name, part in parts.items():
         (trainer / name).mkdir()
         part.save(trainer / name)
@@ -141,7 +141,7 @@ def restore(
     guard.load_state_dict(kept["guard"])
     torch.set_rng_state(kept["torch_rng"])
     if teacher is not None and teacher_state is not None:
-        teacher.vlm.model.load_state_dict(teacher_state)
+        teacher.load_state_dict(teacher_state)
     return progress
 
 

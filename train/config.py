@@ -11,16 +11,17 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ..datasets.crops import Part
-from ..datasets.curriculum_spec import CurriculumSpec
+from ..datasets.curriculum_spec import AnyCurriculum, CurriculumSpec
 from ..datasets.spec import DataSpec
 from ..datasets.views import ViewSpec, resolve_view
 from ..visual_tools.spec import ToolsSpec
-from .replay_settings import ReplaySpec
+from .curriculum_settings import check_curriculum
+from .replay_settings import ReplaySpec, check_replay
 from .signals.distill_settings import DistillSignal
 from .signals.schedule import share
 from .signals.settings import GrpoSignal, SftSignal
 from .teacher_settings import TeacherPart, check_teacher
-from .transforms.settings import AnyTransform
+from .transforms.settings import AnyTransform, check_transforms
 
 
 class ModelPart(Part):
@@ -201,7 +202,7 @@ class RunConfig(Part):
     """Other tools for samples whose tag ``protocol`` has one of these names; ``none`` is played without tools."""
     limits: LimitsPart = LimitsPart()
     signals: tuple[AnySignal, ...]
-    curriculum: CurriculumSpec = CurriculumSpec()
+    curriculum: AnyCurriculum = CurriculumSpec()
     """Which prompts are drawn, and how often each is played."""
     transforms: tuple[AnyTransform, ...] = ()
     """What is done to rewarded groups before anything is learned from them, in this order."""
@@ -265,7 +266,10 @@ class RunConfig(Part):
         self._gate_sense()
         if len({anchor.name for anchor in self.anchors}) < len(self.anchors):
             raise ValueError("anchors: each needs a name of its own")
+        check_curriculum(self)
         check_teacher(self)
+        check_transforms(self)
+        check_replay(self)
         return self
 
     def _gate_sense(self) -> None:

@@ -11,10 +11,11 @@ from types import FrameType
 from typing import Any
 
 from ..rewards.combine import score_group
-from ..vlm.records import Group, Signal
+from ..vlm.records import Signal
 from . import experience, metrics, showing
 from .batch import make_batches
 from .config import RunConfig, SftSignal
+from .experience import Played
 from .progress import ProgressBar
 from .run import Evaluator, Origin, Run
 from .signals.mix import mixed
@@ -74,7 +75,8 @@ def train(
 def step(run: Run) -> None:
     """Experience, update, teacher, records."""
     start, number = time.perf_counter(), run.progress.step + 1
-    groups, signals = collect(run, number - 1)
+    experienced, signals = collect(run, number - 1)
+    played = experienced.played
     if number == 1:
         run.recorder.first_batch(signals)
     sampled_s = time.perf_counter() - start
@@ -85,9 +87,10 @@ def step(run: Run) -> None:
         run.teacher.follow(run.vlm, number)
     run.progress.step = number
     run.progress.seconds += time.perf_counter() - start
-    run.progress.rollouts += sum(len(group.rollouts) for group in groups)
-    run.progress.action_tokens += sum(one.num_actions for group in groups for one in group.rollouts)
-    values |= found.tally.means() | metrics.of_groups(groups) | metrics.of_filters(groups, run.config) | run.counts()
+    run.progress.rollouts += sum(len(group.rollouts) for group in played)
+    run.progress.action_tokens += sum(one.num_actions for group in played for one in group.rollouts)
+    values |= found.tally.means() | metrics.of_groups(played)  # as they were played, before any transform
+    values |= metrics.of_filters(experienced.groups, run.config) | run.counts()
     values |= {"time/step_s": time.perf_counter() - start, "time/sample_s": sampled_s}
     if run.exposure is not None:
         run.exposure.observe(number - 1, values)
@@ -96,24 +99,24 @@ def step(run: Run) -> None:
         run.recorder.rollouts(number, shown, looks)
 
 
-def collect(run: Run, number: int) -> tuple[list[Group], list[Signal]]:
+def collect(run: Run, number: int) -> tuple[Played, list[Signal]]:
     """Rollouts of step ``number`` (from 0), rewarded where a signal wants it, and what they and the anchors teach."""
     first, renderer = run.config.signals[0], run.vlm.renderer
     if isinstance(first, SftSignal):
-        groups = run.main.script(number, first, run.scripts, renderer)
+        found = experience.whole(run.main.script(number, first, run.scripts, renderer))
     else:
-        played = experience.play(run.main, number, run.engine, renderer, run.config.grpo, run.changed)
-        run.main.sampler.update(number, played.played)
-        groups = played.groups
+        found = experience.play(run.main, number, run.player, renderer, run.config.grpo, run.changed)
         for one in run.config.signals:
-            if one.kind == "distill" and one.reward is not None:
-                groups = [score_group(group, one.reward) for group in groups]
-    signals = mixed([made for one in run.builders for made in one.build(groups, run.context)], run.config.signals, number)
+            if one.kind == "distill" and one.reward is not None:  # in a run without grpo
+                found = experience.whole([score_group(group, one.reward) for group in found.groups])
+        run.main.sampler.update(number, found.played)
+    made = [signal for one in run.builders for signal in one.build(found.groups, run.context)]
+    signals = mixed(made, run.config.signals, number)
     if run.replay is not None:
         signals = run.replay.merge(signals, number)
     for task, anchor in run.anchors:
         signals += anchor.build(task.play(number, run.engine, renderer), run.context)
-    return groups, signals
+    return found, signals
 
 
 def learn(run: Run, signals: list[Signal]) -> tuple[Gradients, dict[str, float]]:

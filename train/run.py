@@ -25,7 +25,7 @@ from . import checkpoint
 from .collect import Task
 from .config import Anchor, RunConfig
 from .experience import Change
-from .exposure import Exposure
+from .exposure import Exposure, answer_pairs, mean_logprob
 from .measure import sampled_logprobs, token_values
 from .optim import GradGuard, build_optimizer
 from .protocols import Protocols
@@ -34,10 +34,11 @@ from .recorder import Recorder
 from .replay import Replay
 from .signals.anchor import AnchorSignal
 from .signals.base import Context, SignalBuilder
-from .signals.distill_settings import DistillSignal
+from .signals.distill_settings import DistillSignal, ExposureSpec
 from .signals.registry import builder
 from .signals.settings import SftSignal
 from .teacher import Teacher
+from .teacher_settings import TeacherPart, copy_steps
 from .transforms.base import Tools
 from .transforms.registry import transform
 from .update import checkpoint_layers, compute_dtype, streams_by_name
@@ -60,9 +61,7 @@ class Run:
     Raises `ValueError` (and its subclasses) for a model, data or settings that cannot be used, before anything is trained.
     """
 
-    def __init__(
-        self, config: RunConfig, folder: Path, evaluator: Evaluator | None = None, origin: Origin | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, folder: Path, evaluator: Evaluator | None = None, origin: Origin | None = None) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
@@ -70,28 +69,43 @@ class Run:
         found = origin or Origin()
         self.vlm = _load(config, found.model)
         taught_by = config.teacher if found.teacher is None else config.teacher.model_copy(update={"path": found.teacher})
-        self.teacher = Teacher(self.vlm, taught_by) if config.needs_teacher else None
-        player = self.vlm if config.sampling.player == "student" or self.teacher is None else self.teacher.vlm
-        self.engine = HFEngine(player, autocast=compute_dtype(self.vlm, config.model.compute))
+        self.teacher = Teacher(self.vlm, taught_by, copy_steps(config)) if config.needs_teacher else None
+        held = config.grpo is not None and config.grpo.kl != "none" and config.teacher.weights == "current"
+        self.reference = Teacher(self.vlm, TeacherPart()) if held else self.teacher  # a KL to the student itself would be 0
+        self.engine = self.player = self._engine(self.vlm)
+        if config.sampling.player == "teacher" and self.teacher is not None:
+            self.player = self._engine(self.teacher.vlm)
         total_updates = config.steps * config.updates_per_step
         self.optimizer = build_optimizer(self.vlm.model.named_parameters(), config.optimizer, total_updates)
         self.guard = GradGuard(config.optimizer.spike_factor, config.optimizer.on_spike)
         samples, self.scripts = self._data()
         draws = config.prompts * (1 + (config.grpo.extra_rounds if config.grpo else 0))
         self.main = Task(
-            "main", samples, build_sampler(config.curriculum, samples, config.seed, draws), config.student, config.prompts,
+            "main", samples, build_sampler(config.curriculum, samples, config.seed, draws, config.rollouts), config.student, config.prompts,
             config.rollouts, config.sampling, config.seed, self.protocols(config.sampling.max_turns), config.leak_check,
+            version=self._version,
         )  # fmt: skip
         self.transforms = [transform(one) for one in config.transforms]
         self.replay = None if config.replay is None else Replay(config.replay, config.seed)
         spec = next((one.exposure for one in config.signals if isinstance(one, DistillSignal) and one.exposure), None)
-        self.exposure = None if spec is None else Exposure(spec, config.seed)
+        self.exposure = None if spec is None else Exposure(spec, config.seed, self._probe(spec))
         self.builders: list[SignalBuilder] = [builder(one, self.exposure) for one in config.signals]
         self.anchors = [self._anchor(anchor, place, samples) for place, anchor in enumerate(config.anchors)]
         owners: list[SignalBuilder] = [*self.builders, *(made for _, made in self.anchors)]
         self.streams = streams_by_name([stream for one in owners for stream in one.streams()])
         self.progress = checkpoint.Progress()
         self.recorder = Recorder(folder, dump_recipe(config), config.loggers, self._token_text, self._seen_px)
+
+    def _engine(self, vlm: VLM) -> HFEngine:
+        return HFEngine(vlm, autocast=compute_dtype(vlm, self.config.model.compute))
+
+    def _version(self, step: int) -> int:
+        """The step at which the weights that play in step ``step`` came to be."""
+        return step if self.teacher is None or self.config.sampling.player == "student" else self.teacher.moved_at
+
+    def _probe(self, spec: ExposureSpec) -> Callable[[], float]:
+        pairs = answer_pairs(load_data(spec.probe), spec.probe_answer, self.main.view_of, self.vlm.renderer)
+        return lambda: mean_logprob(self.logprobs(self.vlm, pairs))
 
     def _token_text(self, token: int) -> str:
         return str(self.vlm.tokenizer.decode([token]))
@@ -143,6 +157,10 @@ class Run:
             assert self.teacher is not None
             return self.logprobs(self.teacher.vlm, pairs)
 
+        def refer(pairs):  # type: ignore[no-untyped-def]
+            assert self.reference is not None
+            return self.logprobs(self.reference.vlm, pairs)
+
         def measure(pairs, stream, what):  # type: ignore[no-untyped-def]
             with self._autocast():
                 return token_values(
@@ -150,7 +168,7 @@ class Run:
                     micro_tokens=self.config.micro_tokens, temperature=self.config.sampling.temperature,
                 )  # fmt: skip
 
-        return Context(score, self.progress.step, self.main.protocols.prompt, self.vlm.renderer.token_bytes, measure)
+        return Context(score, self.progress.step, self.main.protocols.prompt, self.vlm.renderer.token_bytes, measure, refer)
 
     def logprobs(self, vlm: VLM, pairs: Sequence[tuple[Rollout, View]]) -> list[tuple[tuple[float, ...], ...]]:
         """A model's log-probs ``[N][K]`` of rollouts read under views, at the sampling temperature."""
@@ -183,6 +201,8 @@ class Run:
     def counts(self) -> dict[str, float]:
         """What samplers, transforms and the like say about the step."""
         values = dict(self.main.sampler.metrics())
+        values |= {} if self.teacher is None else self.teacher.metrics(self.progress.step)
+        values |= {} if self.config.sampling.player == "student" else {"rollout/by_teacher": 1.0}
         for one in (*self.transforms, *(part for part in (self.replay, self.exposure) if part is not None)):
             values |= one.metrics()
         return values
@@ -216,7 +236,10 @@ class Run:
 
     def _remember(self, value: float) -> None:
         progress, gate = self.progress, self.config.gate
-        if progress.best_value is None or value > progress.best_value:
+        best = progress.best_value is None or value > progress.best_value
+        if self.teacher is not None:
+            self.teacher.judged(self.vlm, progress.step, best)
+        if best:
             progress.best_value, progress.best_step, progress.stale = value, progress.step, 0
         elif progress.best_step != progress.step:  # not the same evaluation again
             progress.stale += 1

@@ -22,6 +22,7 @@ import pydantic
 from ..datasets.crops import Part
 from ..datasets.spec import DataSpec, MixPart
 from .config import EvalPart, RunConfig
+from .teacher_settings import check_stages
 
 MERGED = ("model", "sampling", "limits", "optimizer", "teacher", "eval", "checkpoint", "gate")
 OWN_KEYS = ("name", "kind", "start", "rehearse")
@@ -76,6 +77,8 @@ class StagedConfig(Part):
                         f"stage {stage.name}: {source} is not a stage before it ({', '.join(names[:place]) or 'there is none'})"
                     )
             self._report_sense(stage)
+        sources = [self.source_of(place) for place in range(len(names))]
+        check_stages(names, sources, [stage.run for stage in self.stages])
         return self
 
     def _start_sense(self, stage: Stage, before: Sequence[str]) -> None:

@@ -1,30 +1,39 @@
 """Whose weights the teacher has: frozen, EMA, synced every N steps, trust region, or the student's own.
 
 The teacher is one model of the student's shape (its weights in fp32: an EMA with small steps vanishes in bf16), scored under
-``no_grad``. Its weights are part of a checkpoint unless they never change.
-Source of the variants: Vision-OPD (2605.18740), teacher regularisation ablation.
+``no_grad``. Its weights are part of a checkpoint unless they never change, and so is what it has put off.
+Sources of the variants: Vision-OPD (2605.18740), teacher regularisation ablation; TT-OPD (2605.02943): EMA every few steps, hard
+copies now and then, and its advice to follow the student only when validation improves.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from ..vlm.load import VLM, load
-from .config import TeacherPart
+from .teacher_settings import TeacherPart
+
+_COUNTS = ("ema_due", "copy_due", "moved_at")
+_COUNT = "teacher:"
 
 
 class Teacher:
     """The teacher of a run.
 
-    ``vlm`` is what scores; ``mix`` is the share of the student's logits in the teacher's (trust region), else 0.
+    ``vlm`` is what scores; ``mix`` is the share of the student's logits in the teacher's (trust region), else 0. ``moved_at`` is
+    the step after which its weights changed last (0: never): the version of what it samples. ``copy_at`` are steps after which it
+    is made a copy of the student whatever else is set, because a coefficient is switched on next.
     """
 
-    def __init__(self, student: VLM, config: TeacherPart) -> None:
-        self.config = config
+    def __init__(self, student: VLM, config: TeacherPart, copy_at: frozenset[int] = frozenset()) -> None:
+        self.config, self.copy_at = config, copy_at
         self.mix = config.rate if config.weights == "trust_region" else 0.0
+        self.ema_due = self.copy_due = self.moved_at = 0
         if config.weights == "current":
             self.vlm = student
             return
@@ -42,14 +51,57 @@ class Teacher:
     @property
     def changes(self) -> bool:
         """True when the weights must be saved with a checkpoint."""
-        return self.config.weights in ("ema", "sync")
+        return self.config.follows
+
+    def follow(self, student: VLM, step: int) -> None:
+        """Move towards the student after optimizer step number ``step`` (counted from 1), if something is due then."""
+        if not self.changes:
+            return
+        config = self.config
+        due = step % config.steps_between == 0
+        if step in self.copy_at:
+            self.copy_due = 1
+        elif config.weights == "sync":
+            self.copy_due |= due
+        elif config.reset_every is not None and step % config.reset_every == 0:
+            self.copy_due = 1
+        else:
+            self.ema_due += due
+        if step in self.copy_at or not config.only_if_better:
+            self._move(student, step)
+
+    def judged(self, student: VLM, step: int, best: bool) -> None:
+        """The student after step ``step`` was evaluated; ``best``: better than ever before. With ``only_if_better`` the teacher
+        moves here or not at all."""
+        if not self.config.only_if_better:
+            return
+        if best:
+            self._move(student, step)
+        self.ema_due = self.copy_due = 0
 
     @torch.no_grad()
-    def follow(self, student: VLM, step: int) -> None:
-        """Move towards the student after optimizer step number ``step`` (counted from 1)."""
-        if self.config.weights == "ema":
-            for mine, theirs in zip(self.vlm.model.parameters(), student.model.parameters(), strict=True):
-                mine.lerp_(theirs.to(mine.dtype), self.config.rate)
-        elif self.config.weights == "sync" and step % self.config.every == 0:
-            for mine, theirs in zip(self.vlm.model.parameters(), student.model.parameters(), strict=True):
+    def _move(self, student: VLM, step: int) -> None:
+        pairs = list(zip(self.vlm.model.parameters(), student.model.parameters(), strict=True))
+        for mine, theirs in pairs:
+            if self.copy_due:
                 mine.copy_(theirs)
+            else:
+                for _ in range(self.ema_due):
+                    mine.lerp_(theirs.to(mine.dtype), self.config.rate)
+        if self.copy_due or self.ema_due:
+            self.moved_at = step
+        self.ema_due = self.copy_due = 0
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Steps since the weights changed last, where they do."""
+        return {"teacher/age_steps": float(step - self.moved_at)} if self.changes else {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, and what is due."""
+        counts = {_COUNT + name: torch.tensor(int(self.__dict__[name])) for name in _COUNTS}
+        return {**self.vlm.model.state_dict(), **counts}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name in _COUNTS:
+            self.__dict__[name] = int(state[_COUNT + name])
+        self.vlm.model.load_state_dict({name: value for name, value in state.items() if not name.startswith(_COUNT)})

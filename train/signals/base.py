@@ -32,6 +32,8 @@ class Context:
     tools_prompt: ToolsPrompt = _unasked  # type: ignore[assignment]
     token_bytes: TokenBytes = _unasked  # type: ignore[assignment]
     measure: Measure = _unasked  # type: ignore[assignment]
+    score_reference: ScoreTeacher | None = None
+    """What a KL term holds the student to; None: the teacher's weights."""
 
 
 class SignalBuilder(Protocol):

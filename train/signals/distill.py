@@ -2,7 +2,8 @@
 
 Sources: Vision-OPD (2605.18740, section 3: JSD 0.5 on the student's top-100 with a tail), Imagine-OPD (2606.08719: the sampled
 token's log-ratio as a per-token advantage), KDRL (2506.02208: k2 beside rl, wrong rollouts only), TRACE (2605.10194: clipped
-divergence on annotated spans, faded out). All are settings of this file: views, divergence, support, selection, schedule.
+divergence on annotated spans, faded out), ATESD (2605.11458: the teacher sees a learned share of the rationale). All are settings
+of this file: views, divergence, support, selection, schedule, exposure.
 
 Over tool trajectories the teacher's view is its prompt; the turns, with what the tools showed the student, are shared.
 """
@@ -96,6 +97,8 @@ class Distill:
 
     def _view(self, sample: Sample, context: Context) -> View:
         spec = self.config.teacher
+        if self.exposure is not None:
+            spec = spec.model_copy(update={"rationale_frac": self.exposure.alpha(context.step)})
         return make_view(sample, spec, "teacher", context.tools_prompt(sample) if spec.system == "tools" else None)
 
     def _choose(self, candidates: Sequence[Candidate], context: Context) -> list[ChosenNK]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pydantic
 
 from ...datasets.crops import Part
+from ...datasets.spec import DataSpec
 from ...datasets.views import ViewSpec, resolve_view
 from ...rewards.combine import RewardSpec
 from .schedule import Weight
@@ -37,7 +38,56 @@ class SpanSpec(Part):
 
 
 class ExposureSpec(Part):
-    """How much of the reference reasoning the teacher sees, learned while training (ATESD, 2605.11458)."""
+    """How much of the reference reasoning the teacher sees, learned while training (ATESD, 2605.11458; see `train.exposure`).
+
+    The paper's values of hold, horizon, discount and step are not published: these are ours.
+    """
+
+    probe: DataSpec
+    """A few prompts with answers that are not trained on and not reported: the student's log-prob of their answers tells its
+    progress. All of them are read at once, so a dozen or two."""
+    probe_answer: str = "<answer>{answer}</answer>"
+    """The reply whose log-prob is meant."""
+    probe_every: int = pydantic.Field(5, ge=1)
+    """Steps between two looks at the probe."""
+    hold_steps: int = pydantic.Field(5, ge=1)
+    """Steps for which an exposure is kept (H)."""
+    horizon_steps: int = pydantic.Field(5, ge=1)
+    """Steps whose progress judges it (L)."""
+    discount: float = pydantic.Field(0.9, gt=0, le=1)
+    loss_weight: float = pydantic.Field(1.0, ge=0)
+    probe_weight: float = pydantic.Field(1.0, ge=0)
+    """What a nat less of the distillation loss, and a nat more of the true answers' log-prob, count as progress."""
+    decay: float = pydantic.Field(0.9, ge=0, lt=1)
+    """Of the running means: statistics, baseline."""
+    lr: float = pydantic.Field(0.2, gt=0)
+    """Step of the controller's plain gradient ascent."""
+    hidden: int = pydantic.Field(8, ge=1)
+    """Width of its one hidden layer."""
+    start_mean: float = pydantic.Field(0.5, gt=0, lt=1)
+    start_concentration: float = pydantic.Field(4.0, gt=2)
+    """a + b of the Beta distribution it starts from: 4 is broad (sd .22 at mean .5), 50 narrow."""
+
+    @pydantic.model_validator(mode="after")
+    def _sense(self) -> ExposureSpec:
+        if self.probe.split == "test":
+            raise ValueError(
+                "exposure.probe: it steers the training, and what steers cannot be reported; use split: dev (synthetic), or a "
+                "file of its own"
+            )
+        if self.probe_weight and self.probe_every > self.horizon_steps:
+            raise ValueError(
+                f"exposure: the probe is looked at every {self.probe_every} steps and an exposure is judged after "
+                f"{self.horizon_steps}, so that some never see it; set probe_every to horizon_steps or less"
+            )
+        if not self.loss_weight and not self.probe_weight:
+            raise ValueError("exposure: loss_weight and probe_weight are both 0, so that nothing is progress; set one")
+        if min(self.start_mean, 1 - self.start_mean) * self.start_concentration <= 1:
+            raise ValueError(
+                f"exposure: start_mean {self.start_mean:g} with start_concentration {self.start_concentration:g} has no peak "
+                "between 0 and 1; raise start_concentration above 1 / min(mean, 1 - mean)"
+            )
+        return self
 
 
 class DistillSignal(Part):
@@ -79,7 +129,7 @@ class DistillSignal(Part):
     top_frac: float | None = pydantic.Field(None, gt=0, le=1)
     spans: SpanSpec | None = None
     exposure: ExposureSpec | None = None
-    """The share of the rationale that the teacher is shown is learned; None: all of it."""
+    """The share of the rationale that the teacher is shown is learned; None: it is `teacher.rationale_frac`."""
     mix: Literal["additive", "convex"] = "additive"
     """convex (TRACE): on selected tokens the rl signal keeps 1 minus the share of ``weight`` that is left of its peak."""
 
@@ -112,6 +162,11 @@ class DistillSignal(Part):
             raise ValueError("mix: convex needs support: full or top, or estimator: k2; score is an advantage itself")
         if self.reward is not None and not self.needs_outcomes:
             raise ValueError("reward tells outcomes, and nothing here asks for them; remove it, or choose rollouts by outcome")
+        if self.exposure is not None and not (self.teacher.rationale and self.teacher.answer):
+            raise ValueError(
+                "exposure: the teacher is shown a part of the rationale, and always the final answer; give its view the "
+                "templates rationale: '... {rationale}' and answer: '... {answer}'"
+            )
         return self
 
     @property
