@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..vlm.images import Picture
 from ..vlm.records import Sample
+from .builders.journal import Journal, write_rows
 from .crops import CropSpec, OverlaySpec, draw_boxes, evidence_boxes, evidence_crops
-from .read import Problem, ReadError, read
+from .read import Problem, ReadResult, read
 from .spec import DataSpec
 from .views import RED_BOX_HINT
 
@@ -35,32 +36,42 @@ def write_crops(spec: DataSpec, target: Path, crop: CropSpec, overlay: OverlaySp
     """Cut the crops of every row and write ``target`` (JSON lines in the plain format) and ``crops/`` beside it.
 
     With ``draw`` the box is also drawn into a copy of the picture, and Vision-OPD's sentence is added to the question: the
-    student's side of that method as files. The rows appear at once when all is done; a run that is stopped leaves no half file.
+    student's side of that method as files. The rows appear at once when all is done. What is cut already stands in
+    ``.NAME.part.jsonl`` until then: a run that was killed goes on behind it, with the same file and the same settings.
     """
     if target.suffix != ".jsonl":
         raise ValueError(f"{target}: the rows are written as JSON lines; give a name that ends in .jsonl")
     result = read(spec)
-    problems = list(result.problems)
-    num_samples = num_crops = 0
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    with Path(result.file).open("rb") if Path(result.file).is_file() else io.BytesIO() as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    settings = {
+        "data": spec.model_dump(mode="json"), "sha256": digest, "crop": crop.model_dump(mode="json"),
+        "overlay": overlay.model_dump(mode="json"), "draw": draw,
+    }  # fmt: skip
+    rows = result.samples.kept
+    with Journal(target.with_name(f".{target.stem}.part.jsonl"), settings) as journal:
+        made = journal.rows
+        for row in rows[len(made) :]:
+            made.append(_cut(result, row, target.parent, crop, overlay, draw))
+            journal.add(made[-1])
+        written = [one["row"] for one in made if "row" in one]
+        write_rows(target, written)
+        journal.remove()
+    lost = [Problem(result.file, *one["problem"]) for one in made if "problem" in one]
+    num_crops = sum(len(row.get("crops", ())) for row in written)
+    return CropsReport(str(target), len(written), num_crops, (*result.problems, *lost))
+
+
+def _cut(result: ReadResult, row: int, folder: Path, crop: CropSpec, overlay: OverlaySpec, draw: bool) -> dict[str, Any]:
+    """The line of the journal for a row of the file: its ``row`` as written, or its ``problem``."""
     try:
-        with unfinished.open("w", encoding="utf-8") as stream:
-            for row in result.samples.kept:
-                try:
-                    sample = result.samples.build(row)[0]
-                    cut = evidence_crops(sample, crop, overlay)
-                    shown = _drawn(sample, crop, overlay) if draw else sample.images
-                except (ReadError, ValueError) as error:
-                    what, _, mend = str(error).rpartition("; ")
-                    problems.append(Problem(result.file, result.samples.rows.place(row), what, mend))
-                    continue
-                stream.write(json.dumps(_row(sample, shown, cut, target.parent, draw), ensure_ascii=False) + "\n")
-                num_samples, num_crops = num_samples + 1, num_crops + len(cut)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return CropsReport(str(target), num_samples, num_crops, tuple(problems))
+        sample = result.samples.build(row)[0]
+        cut = evidence_crops(sample, crop, overlay)
+        shown = _drawn(sample, crop, overlay) if draw else sample.images
+    except ValueError as error:
+        what, _, mend = str(error).rpartition("; ")
+        return {"problem": [result.samples.rows.place(row), what, mend]}
+    return {"row": _row(sample, shown, cut, folder, draw)}
 
 
 def _drawn(sample: Sample, crop: CropSpec, overlay: OverlaySpec) -> tuple[Picture, ...]:
@@ -84,6 +95,7 @@ def _row(sample: Sample, shown: tuple[Picture, ...], cut: tuple[Picture, ...], f
         "system": sample.system,
         "rationale": secret.rationale,
         "teacher_prompt": secret.prompt,
+        "hints": list(secret.hints),
         "source": sample.source,
         "kind": sample.kind,
         "difficulty": sample.difficulty,

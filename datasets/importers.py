@@ -83,6 +83,8 @@ def _chat(messages: Any) -> _Chat:
     """One question from a chat: a system message, one user message, and the reply if it is there."""
     if isinstance(messages, str):
         return _Chat(messages)
+    if not isinstance(messages, list | tuple):
+        raise RowError(f"a question of type {type(messages).__name__}", "a question is text, or a list of messages")
     chat = _Chat()
     for message in messages or ():
         if not isinstance(message, Mapping) or "role" not in message:
@@ -324,6 +326,7 @@ def import_row(row: Row, format_name: str, box_format: BoxFormat | None = None) 
     found["options"] = raw.options or tuple(str(option) for option in as_list(row.first("options", "choices")))
     found["system"] = raw.system or as_text(row.first("system"))
     found["rationale"] = raw.rationale or as_text(row.first("rationale", "privileged_context"))
+    found["hints"] = _hints(row.first("hints"))
     found["source"] = raw.source or as_text(row.first("source", "data_source")) or ""
     found["kind"] = raw.kind or as_text(row.first("kind", "category", "type")) or ""
     if raw.difficulty is None and isinstance(row.first("difficulty"), int | float):
@@ -332,6 +335,13 @@ def import_row(row: Row, format_name: str, box_format: BoxFormat | None = None) 
     if isinstance(tags, Mapping):
         found["tags"] = {**{str(key): str(value) for key, value in tags.items() if value is not None}, **raw.tags}
     return replace(raw, **found)
+
+
+def _hints(value: Any) -> tuple[str, ...]:
+    hints = as_list(value)
+    if not all(isinstance(hint, str) and hint.strip() for hint in hints):
+        raise RowError(f"hints {value!r}", "a list of texts, each helping more than the one before")
+    return hints
 
 
 def _without_video(question: str, num_videos: int) -> str:

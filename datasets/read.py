@@ -109,6 +109,14 @@ class LazySamples(Sequence[Sample]):
         """Where sample ``index`` stands in the file, in words."""
         return self.rows.place(self.kept[index])
 
+    def difficulty(self, index: int) -> float | None:
+        """The difficulty of a sample. Decodes nothing, so that a whole data set can be asked. `ReadError`."""
+        row = self.kept[index]
+        try:
+            return _import(self.rows, row, self.spec, self.format)[0].difficulty
+        except _FAULTS as error:
+            raise ReadError(f"{self.file}, {self.rows.place(row)}: {error}") from error
+
     def build(self, row: int) -> tuple[Sample, list[str]]:
         """The sample of a row of the file, and remarks about its boxes. Decodes its pictures and frames. `ReadError`."""
         try:
@@ -126,8 +134,9 @@ class LazySamples(Sequence[Sample]):
         except _FAULTS as error:
             raise ReadError(f"{self.file}, {self.rows.place(row)}: {error}") from error
         privileged = Privileged(
-            boxes_px_xyxy=found, box_image=raw.box_image, crops=crops, rationale=raw.rationale, prompt=raw.prompt
-        )
+            boxes_px_xyxy=found, box_image=raw.box_image, crops=crops, rationale=raw.rationale, prompt=raw.prompt,
+            hints=raw.hints,
+        )  # fmt: skip
         sample = Sample(
             id=self._ids[row], question=question, answer=raw.answer, images=images, video=video, options=raw.options,
             system=raw.system, privileged=privileged, source=raw.source or Path(self.file).stem, kind=raw.kind,
