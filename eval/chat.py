@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,8 +121,11 @@ class Line:
     def close(self) -> None:
         self._connection.close()
 
-    def post(self, body: Mapping[str, Any]) -> tuple[bytes, float]:
-        """The body of the reply to a request and the seconds it took. `TryAgain`, `Refused` or `ServerError`."""
+    def post(self, body: Mapping[str, Any], heard: Callable[[bytes], None] | None = None) -> tuple[bytes, float]:
+        """The body of the reply to a request and the seconds it took. `TryAgain`, `Refused` or `ServerError`.
+
+        ``heard`` is told of the pieces of a good reply as they come.
+        """
         if time.monotonic() - self._used_s > _IDLE_SECONDS:
             self.close()
         start = time.monotonic()
@@ -130,7 +133,7 @@ class Line:
         try:
             self._connection.request("POST", self._path, sent, self._headers)
             response = self._connection.getresponse()
-            data = self._read(response, start)
+            data = self._read(response, start, heard if response.status == 200 else None)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise TryAgain(f"{type(error).__name__}: {error}") from error
@@ -139,11 +142,13 @@ class Line:
             self._complain(response, data)
         return data, self._used_s - start
 
-    def _read(self, response: http.client.HTTPResponse, start: float) -> bytes:
+    def _read(self, response: http.client.HTTPResponse, start: float, heard: Callable[[bytes], None] | None) -> bytes:
         """All of a body. A server that sends it drop by drop meets the time limit too."""
         pieces: list[bytes] = []
         while piece := response.read1(1 << 16):
             pieces.append(piece)
+            if heard is not None:
+                heard(piece)
             if time.monotonic() - start > self._timeout_s:
                 raise TimeoutError(f"no whole reply within {self._timeout_s:g} s")
         if response.length:

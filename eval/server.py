@@ -140,19 +140,24 @@ class Server:
         toolbox = None if task.mode.tools is None else build_toolbox(task.mode.tools, coords)
         try:
             view = task.view(None if toolbox is None else toolbox.system_prompt)
-            return _Result(task, _Chat(self, task, view, toolbox, self.settings).play(line, pacer))
+            return _Result(task, Chat(self, task, view, toolbox, self.settings).play(line, pacer))
         except (Refused, ValueError, OSError) as error:
             return _Result(task, task.failed(error), isinstance(error, Lost))
         except ServerError as error:
             return _Result(task, error)
 
-    def ask(self, body: Mapping[str, Any], line: Line, pacer: Pacer) -> Answer:
-        """The answer to a request, however many tries it takes. `Refused` when there is none, `ServerError` when none can be."""
+    def ask(self, body: Mapping[str, Any], line: Line, pacer: Pacer, heard: Callable[[bytes], None] | None = None) -> Answer:
+        """The answer to a request, however many tries it takes. `Refused` when there is none, `ServerError` when none can be.
+
+        ``heard`` is told of the pieces of replies as they come, and of an empty one when a try begins.
+        """
         problem = ""
         for attempt in range(self.retries + 1):
             pacer.wait()
+            if heard is not None:
+                heard(b"")
             try:
-                return read_answer(*line.post(body), self.stream)
+                return read_answer(*line.post(body, heard), self.stream)
             except TryAgain as error:
                 problem = str(error)
                 if error.after_s is not None:
@@ -172,11 +177,15 @@ class _Result:
     lost: bool = False
 
 
-class _Chat:
-    """One task being asked, turn by turn."""
+class Chat:
+    """One task being asked, turn by turn. ``heard`` is for those who watch; see `Server.ask`."""
 
-    def __init__(self, server: Server, task: Task, view: View, toolbox: Toolbox | None, settings: ImageSettings | None) -> None:
+    def __init__(
+        self, server: Server, task: Task, view: View, toolbox: Toolbox | None, settings: ImageSettings | None,
+        heard: Callable[[bytes], None] | None = None,
+    ) -> None:  # fmt: skip
         self.server, self.task, self.view, self.toolbox, self.settings = server, task, view, toolbox, settings
+        self.heard = heard
         self.image_tokens = 0
         self.messages = [self._message(message) for message in view.messages]
 
@@ -187,7 +196,7 @@ class _Chat:
         answers: list[Answer] = []
         replies: list[Reply | None] = []
         while True:
-            answers.append(self.server.ask(self._body(len(answers)), line, pacer))
+            answers.append(self.server.ask(self._body(len(answers)), line, pacer, self.heard))
             last = answers[-1]
             reply = None if self.toolbox is None or last.cut else self.toolbox.act(last.content, shown)
             replies.append(reply)

@@ -15,7 +15,7 @@ out = Console(highlight=False)
 
 def rollout(
     model: Annotated[str, typer.Argument(help="tiny, a folder in Hugging Face format, or a hub id.")],
-    visual: Annotated[list[Path], typer.Argument(metavar="PICTURE... QUESTION", help="Pictures or a video, then the question.")],
+    visual: Annotated[list[str], typer.Argument(metavar="PICTURE... QUESTION", help="Pictures or a video, then the question.")],
     dialect: Annotated[str, typer.Option(help="How the model writes calls.")] = "hermes",
     tool: Annotated[list[str] | None, typer.Option(help="A tool to offer (again for more); default: zoom.")] = None,
     coords: Annotated[str, typer.Option(help="auto, norm1, norm1000, abs_resized or abs_original.")] = "auto",
@@ -33,13 +33,12 @@ def rollout(
     from .visual_tools.spec import ToolsSpec
     from .vlm.generate import Sampling
 
-    *paths, last = visual
-    question = str(last)
+    *paths, question = visual
     if not paths or not question.strip():
         raise ValueError('give a picture or a video, then the question in quotes: foveate rollout tiny photo.jpg "What is it?"')
     spec = ToolsSpec.model_validate({"dialect": dialect, "coords": coords, **({"tools": tool} if tool else {})})
     shot = play(
-        model, [open_visual(path, frames) for path in paths], question, to, tools=spec, system=system, turns=turns,
+        model, [open_visual(Path(path), frames) for path in paths], question, to, tools=spec, system=system, turns=turns,
         sampling=Sampling(temperature=temperature, max_new_tokens=max_new_tokens), seed=seed, max_pixels=max_pixels,
     )  # fmt: skip
     played, shown = shot.rollout, len(shot.rollout.view.pictures)

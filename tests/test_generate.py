@@ -121,6 +121,19 @@ def test_a_completion_depends_on_its_context_and_seed_alone(family: str) -> None
     assert len({one.ids for own in together for one in own}) == 6
 
 
+@pytest.mark.parametrize("max_tokens", [1, 131072])
+def test_those_who_watch_hear_every_token_of_every_row(max_tokens: int) -> None:
+    vlm = tiny("qwen2_5_vl")
+    heard: dict[tuple[int, int], list[int]] = {}
+    done = HFEngine(vlm, max_tokens=max_tokens).generate(
+        contexts_of(vlm),
+        [[7, 8], [9], [10, 11, 12]],
+        Sampling(temperature=3.0, max_new_tokens=40),
+        on_token=lambda context, number, token: heard.setdefault((context, number), []).append(token),
+    )
+    assert heard == {(c, n): list(one.ids) for c, own in enumerate(done) for n, one in enumerate(own)}
+
+
 def test_stops_limits_and_banned_tokens() -> None:
     vlm = tiny("qwen2_5_vl")
     contexts = contexts_of(vlm)

@@ -10,7 +10,7 @@ Legend: C contexts, N completions per context, B = C * N rows being decoded, V v
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _COMPACT_BELOW = 0.75
 """Finished rows are dropped once this share of the batch, or less, is still being written."""
+OnToken = Callable[[int, int, int], None]
+"""Told of each id as it is drawn: place of its context, number of the completion, id."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ class HFEngine:
         *,
         keep: bool = False,
         after: Sequence[Completion | None] | None = None,
+        on_token: OnToken | None = None,
     ) -> list[list[Completion]]:
-        """See `Engine.generate`. Vision tokens are never sampled."""
+        """See `Engine.generate`. Vision tokens are never sampled. ``on_token`` is for those who watch."""
         if len(contexts) != len(seeds) or (after is not None and len(after) != len(contexts)):
             raise ValueError(f"generate: {len(contexts)} contexts but {len(seeds)} lists of seeds")
         held = [None if one is None or not isinstance(one.held, Held) else one.held for one in after or [None] * len(contexts)]
@@ -112,10 +115,10 @@ class HFEngine:
         done: dict[int, list[Completion]] = {}
         with self._evaluating(), torch.autocast(self.vlm.device.type, self.autocast, enabled=self.autocast is not None):
             for part in self._parts(anew, contexts, seeds, sampling):
-                found = self._start([contexts[i] for i in part], [seeds[i] for i in part], sampling, keep)
+                found = self._start([contexts[i] for i in part], [seeds[i] for i in part], sampling, keep, _at(part, on_token))
                 done.update(zip(part, found, strict=True))
             for part in self._parts([i for i, one in enumerate(held) if one is not None], contexts, seeds, sampling):
-                done.update(self._go_on(part, held, contexts, seeds, sampling, keep))
+                done.update(self._go_on(part, held, contexts, seeds, sampling, keep, on_token))
         return [done[i] for i in range(len(contexts))]
 
     def _parts(
@@ -145,7 +148,12 @@ class HFEngine:
                 module.training = True
 
     def _start(
-        self, contexts: Sequence[Segment], seeds: Sequence[Sequence[int]], sampling: Sampling, keep: bool
+        self,
+        contexts: Sequence[Segment],
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+        keep: bool,
+        on_token: OnToken | None,
     ) -> list[list[Completion]]:
         num = max((len(own) for own in seeds), default=0)
         if num == 0:
@@ -157,7 +165,7 @@ class HFEngine:
             state, hidden_BD = make.prefill(self.vlm, contexts, num, sampling.max_new_tokens)
         start_B = torch.tensor([context.next_position for context in contexts], device=self.vlm.device).repeat_interleave(num)
         with torch.inference_mode():
-            return _decode_all(self.vlm, state, hidden_BD, start_B, seeds, sampling, keep)
+            return _decode_all(self.vlm, state, hidden_BD, start_B, seeds, sampling, keep, on_token)
 
     def _go_on(
         self,
@@ -167,6 +175,7 @@ class HFEngine:
         seeds: Sequence[Sequence[int]],
         sampling: Sampling,
         keep: bool,
+        on_token: OnToken | None,
     ) -> dict[int, list[Completion]]:
         """Continuations of held rows: those of one prompt side by side, one call for each set of prompts read together."""
         origins: dict[int, dict[int, list[int]]] = {}
@@ -189,17 +198,35 @@ class HFEngine:
             start_B = torch.tensor([contexts[i].next_position for own in filled for i in own], device=self.vlm.device)
             with torch.inference_mode():
                 found = _decode_all(
-                    self.vlm, state, hidden_BD, start_B, [[seeds[i][0] for i in own] for own in groups], sampling, keep
-                )
+                    self.vlm, state, hidden_BD, start_B, [[seeds[i][0] for i in own] for own in groups], sampling, keep,
+                    _at_rows(groups, on_token),
+                )  # fmt: skip
             done.update((i, [one]) for own, ones in zip(groups, found, strict=True) for i, one in zip(own, ones, strict=True))
         return done
 
 
+def _at(part: Sequence[int], on_token: OnToken | None) -> OnToken | None:
+    """``on_token`` for those contexts alone, by their places among all."""
+    return None if on_token is None else lambda c, n, token: on_token(part[c], n, token)
+
+
+def _at_rows(groups: Sequence[Sequence[int]], on_token: OnToken | None) -> OnToken | None:
+    """The same where each row of a group is a context with one completion."""
+    return None if on_token is None else lambda c, n, token: on_token(groups[c][n], 0, token)
+
+
 def _decode_all(
-    vlm: VLM, state: State, hidden_BD: Tensor, start_B: Tensor, seeds: Sequence[Sequence[int]], sampling: Sampling, keep: bool
+    vlm: VLM,
+    state: State,
+    hidden_BD: Tensor,
+    start_B: Tensor,
+    seeds: Sequence[Sequence[int]],
+    sampling: Sampling,
+    keep: bool,
+    on_token: OnToken | None = None,
 ) -> list[list[Completion]]:
     """Sample until every row has stopped. Row ``c * num + i`` is drawn with ``seeds[c][i]``; rows beyond those are idle."""
-    num = max(len(own) for own in seeds)
+    num = width = max(len(own) for own in seeds)
     steps, total = sampling.max_new_tokens, len(seeds) * num
     picker = _Picker(sampling, seeds, num, vlm.renderer.banned_ids, vlm.device)
     stop_ids = torch.tensor(vlm.renderer.stop_ids, device=vlm.device)
@@ -219,6 +246,9 @@ def _decode_all(
         live = row_B[alive_B]
         ids[live, step], logprobs[live, step] = ids_B.cpu().numpy()[alive_B], logprobs_B.cpu().numpy()[alive_B]
         lengths[live], stopped[live] = step + 1, ended_B[alive_B]
+        if on_token is not None:
+            for row in live.tolist():
+                on_token(row // width, row % width, int(ids[row, step]))
         alive_B &= ~ended_B
         if step == steps - 1 or not alive_B.any():
             break
@@ -243,7 +273,6 @@ def _decode_all(
         )
         for i in range(total)
     ]
-    width = total // len(seeds)
     return [texts[c * width : c * width + len(own)] for c, own in enumerate(seeds)]
 
 
