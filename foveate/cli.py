@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_eval, cli_play
+from . import cli_data, cli_demo, cli_eval, cli_gpu, cli_play, cli_view
 
 if TYPE_CHECKING:
     from .doctor import Finding
@@ -35,7 +35,14 @@ app.add_typer(recipes_app, name="recipes")
 
 app.command()(cli_play.rollout)
 app.command()(cli_play.sample)
+app.command()(cli_view.view)
 app.command("eval")(cli_eval.evaluate)
+data_app.command("pass-rate")(cli_data.pass_rate)
+data_app.command("perception")(cli_data.perception)
+data_app.command("thoughts")(cli_data.thoughts)
+data_app.command("hindsight")(cli_data.hindsight)
+app.command()(cli_demo.demo)
+app.command(context_settings=cli_gpu.SETTINGS)(cli_gpu.gpu)
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

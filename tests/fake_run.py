@@ -1,4 +1,4 @@
-"""A run folder full of made-up numbers, written by the real recorder: for tests of the report, and for looking at it.
+"""A run folder full of made-up numbers, written by the real recorder: for tests of the report and the viewer.
 
 ``python tests/fake_run.py FOLDER`` writes one and its report.
 """
@@ -14,9 +14,11 @@ from typing import Any
 
 from foveate.datasets.scenes import samples
 from foveate.datasets.views import make_view, resolve_view
-from foveate.train.recorder import Recorder
-from foveate.vlm.messages import to_json
-from foveate.vlm.records import Reward, Rollout, Sample, Signal, StopReason, Turn
+from foveate.train.recorder import Recorder, write_atomically
+from foveate.train.showing import Look
+from foveate.vlm.images import Picture
+from foveate.vlm.messages import Message, to_json
+from foveate.vlm.records import Reward, Rollout, Sample, Signal, StopReason, ToolCall, Turn
 
 CONFIG = """name: vision_opd
 model: {name: tiny}
@@ -28,7 +30,15 @@ teacher: {weights: frozen}
 signals: [{kind: distill, divergence: jsd, support: full}]
 anchors: [{name: crop, prompts: 12}, {name: zoom, prompts: 6}]
 """
-TEXTS = {1: "<answer>", 2: "K", 3: "</answer>", 4: "<|im_end|>"}
+TOOLS_CONFIG = """name: deepeyes
+model: {name: tiny}
+seed: 0
+steps: 10
+prompts: 1
+rollouts: 4
+signals: [{kind: grpo}]
+"""
+TEXTS = {1: "<answer>", 2: "K", 3: "</answer>", 4: "<|im_end|>", 5: "Z", 6: "<b>", 7: "zoom", 8: "(0.25)"}
 
 
 def signal(sample: Sample, place: int, *, reward: bool = False) -> Signal:
@@ -39,6 +49,35 @@ def signal(sample: Sample, place: int, *, reward: bool = False) -> Signal:
     rollout = Rollout(sample.id, f"main/{place}", 0, student, (turn,), StopReason.ANSWERED, reward=judged)
     teacher = make_view(sample, resolve_view("tiny.crop"), "teacher")
     return Signal(rollout, kd_weights_NK=((1.0, 1.0, 1.0, 1.0),), teacher_view=teacher, stream="distill")
+
+
+def tool_signal(sample: Sample, place: int, index: int = 0, right: bool = True) -> Signal:
+    """A zoom into a quarter of the picture, then an answer: grpo, rewarded, read by nobody else."""
+    view = make_view(sample, resolve_view("tiny.full"), "student")
+    side = view.pictures[0].width_px
+    crop = Picture.of(view.pictures[0].rgb().crop((0, 0, side // 2, side // 2)))
+    call = ToolCall(name="zoom", arguments='{"box": [0, 0, 500, 500]}', image=0, box_px_xyxy=(0.0, 0.0, side / 2, side / 2))
+    shown = Message("tool", ("<tool_response>", crop, "</tool_response>"))
+    turns = (
+        Turn((7, 8, 4), (-0.1, -0.2, -0.01), "zoom(0.25)", StopReason.TOOL_CALL, shown, calls=(call,)),
+        Turn((1, 2 if right else 5, 3, 4), (-0.01, -0.7, -0.02, -0.01), "<answer>K</answer>", StopReason.ANSWERED),
+    )
+    terms = {"answer": float(right), "format": 0.2 if right else 0.1}
+    reward = Reward(sum(terms.values()), terms, "right" if right else "wrong", "K" if right else "Z")
+    rollout = Rollout(sample.id, f"main/{place}", index, view, turns, StopReason.ANSWERED, reward=reward)
+    worth = 0.8 if right else -0.8
+    return Signal(rollout, advantages_NK=((worth,) * 3, (worth,) * 4), stream="grpo")
+
+
+def look_of(signal: Signal, second: float = 0.3) -> Look:
+    """Made-up candidates; with a teacher's view ``second`` nats at the second token and a thousandth elsewhere."""
+    turns = [turn.action_ids_K for turn in signal.rollout.turns]
+    student = [[((token, 0.75), (6, 0.2), (5, 0.05)) for token in ids] for ids in turns]
+    if signal.teacher_view is None:
+        return Look(student)
+    teacher = [[((5, 0.9), (token, 0.1)) if k == 1 else ((token, 1.0),) for k, token in enumerate(ids)] for ids in turns]
+    nats = [[second if k == 1 else 0.001 for k in range(len(ids))] for ids in turns]
+    return Look(student, teacher, nats, {"divergence": "jsd", "beta": 0.5, "view": "teacher"})
 
 
 def evaluation(
@@ -112,8 +151,7 @@ def write(folder: Path, *, steps: int = 200, loggers: tuple[str, ...] = (), comp
         }
         recorder.metrics(step, values)
         if step in (1, steps):
-            divergence = {(one.rollout.group_id, 0): [[0.001, 0.6 * left + 0.02, 0.002, 0.0005]] for one in signals}
-            recorder.rollouts(step, signals, divergence)
+            recorder.rollouts(step, signals, [look_of(one, 0.6 * left + 0.02) for one in signals])
         if step % 50 == 0 and step < steps:
             recorder.evaluation(
                 step,
@@ -138,6 +176,36 @@ def write(folder: Path, *, steps: int = 200, loggers: tuple[str, ...] = (), comp
         )
     recorder.close()
     return recorder
+
+
+def write_tools(folder: Path, steps: tuple[int, ...] = (1, 5, 10), config: str = TOOLS_CONFIG) -> Recorder:
+    """A run with tools and rewards that is still going: two right and two wrong rollouts of one sample at each of ``steps``."""
+    recorder = Recorder(folder, config, (), token_text=TEXTS.__getitem__, seen_px=lambda picture: (28, 28))
+    recorder.rewind(0)
+    sample = next(iter(samples("detail", "train", 1)))
+    for step in range(1, steps[-1] + 1):
+        values = {"loss/total": 1 / step, "reward/total": 0.1 * step, "reward/answer": 0.05 * step, "reward/format": 0.05 * step}
+        recorder.metrics(step, {**values, "rollout/turns": 2.0, "rollout/calls": 1.0 + 0.1 * step, "stop/answered": 1.0})
+        if step in steps:
+            signals = [tool_signal(sample, step, index, index % 2 == 0) for index in range(4)]
+            recorder.rollouts(step, signals, [look_of(one) for one in signals])
+    recorder.close()
+    return recorder
+
+
+def write_staged(folder: Path, complete: bool = True) -> None:
+    """A run of two stages, 5 steps of distillation and 10 with tools, as their folders lie in the staged run's."""
+    folder.mkdir(parents=True)
+    text = "name: staged\nstages:\n- {name: look, steps: 5}\n- {name: tools, steps: 10}\n- {name: polish, steps: 20}\n"
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    write(folder / "stages" / "01_look", steps=5)
+    write_tools(folder / "stages" / "02_tools")
+    if complete:
+        report = evaluation(Recorder(folder, text, ()), list(samples("detail", "test", 3)), 0, {"full": 0.5})
+        for number, value in enumerate((0.5, 0.625, 0.75)):
+            found = {**report, "step": number, "views": {"full": {**report["views"]["full"], "accuracy": value}}}
+            write_atomically(folder / "evaluations" / f"stage_{number:02d}.json", json.dumps(found))
+        (folder / "summary.json").write_text('{"name": "staged", "steps": 15}', encoding="utf-8")
 
 
 if __name__ == "__main__":

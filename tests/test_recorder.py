@@ -9,11 +9,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_run import CONFIG, TEXTS, signal
+from fake_run import CONFIG, TEXTS, look_of, signal
 
 from foveate.datasets.scenes import samples
 from foveate.train.progress import ProgressBar, duration
 from foveate.train.recorder import Recorder, RunFolderError, check_same_recipe, parse_rows, write_atomically
+from foveate.train.showing import Look
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -94,6 +95,11 @@ def test_a_torn_line_is_forgiven_only_at_the_end() -> None:
         parse_rows('{"st\n{"step": 2}\n')
 
 
+def test_a_line_separator_in_a_models_text_ends_no_line() -> None:
+    row = {"text": "one\u2028two\x85three"}
+    assert parse_rows(json.dumps(row, ensure_ascii=False) + "\n" + '{"step": 2}\n') == [row, {"step": 2}]
+
+
 def test_another_recipe_in_the_folder_is_refused(tmp_path: Path) -> None:
     Recorder(tmp_path, CONFIG, loggers=())
     check_same_recipe(tmp_path, CONFIG + "threads: 2\nlog_rollouts: 1\n")
@@ -107,11 +113,16 @@ def test_rollouts_hold_both_views_and_every_picture_once(tmp_path: Path) -> None
     recorder = Recorder(tmp_path, CONFIG, loggers=(), token_text=TEXTS.__getitem__)
     sample = next(iter(samples("detail", "train", 1)))
     made = [signal(sample, 0), signal(sample, 1)]
-    recorder.rollouts(3, made, {("main/0", 0): [[0.0, 0.5, 0.0, 0.0]]})
+    recorder.rollouts(3, made, [look_of(made[0], 0.5), Look([[((2, 1.0),)] * 4])])
     recorder.first_batch(made)
     first, second = parse_rows((tmp_path / "rollouts" / "step_000003.jsonl").read_text(encoding="utf-8"))
-    assert first["turns"][0]["divergence"] == [0.0, 0.5, 0.0, 0.0]
-    assert "divergence" not in second["turns"][0]
+    assert first["turns"][0]["divergence"] == [0.001, 0.5, 0.001, 0.001]
+    assert first["turns"][0]["top_student"][1] == [["K", 0.75], ["<b>", 0.2], ["Z", 0.05]]
+    assert first["turns"][0]["top_teacher"][1] == [["Z", 0.9], ["K", 0.1]]
+    assert first["measure"] == {"divergence": "jsd", "beta": 0.5, "view": "teacher"}
+    assert second["turns"][0].keys().isdisjoint({"divergence", "top_teacher"}), "a run without a teacher"
+    assert second["turns"][0]["top_student"] == [[["K", 1.0]]] * 4
+    assert second["measure"] is None
     assert first["turns"][0]["tokens"] == ["<answer>", "K", "</answer>", "<|im_end|>"]
     assert first["turns"][0]["ids"] == [1, 2, 3, 4]
     named = {

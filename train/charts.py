@@ -28,6 +28,18 @@ class Series:
     colour: str = "c1"
     lows: Sequence[float] = field(default=())
     highs: Sequence[float] = field(default=())
+    dashed: bool = False
+    breaks: Sequence[float] = field(default=())
+    """Places on the x axis that the line does not cross: a point there is the last before the gap."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """A stretch of steps with a name, drawn behind the lines: from after step ``after`` to step ``last``."""
+
+    name: str
+    after: float
+    last: float
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     >>> ticks(0.0, 0.93)
     [0.0, 0.25, 0.5, 0.75, 1.0]
     """
-    if not high > low:
+    if not high - low > 1e-9 * max(abs(low), abs(high)):  # the mean of equal numbers may differ from them in the last digit
         high = low + (abs(low) or 1.0)
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -73,12 +85,14 @@ def label(value: float, percent: bool = False) -> str:
     return f"{value:.0e}".replace("e-0", "e-") if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4g}"
 
 
-def line_chart(title: str, series: Sequence[Series], percent: bool = False) -> str:
+def line_chart(title: str, series: Sequence[Series], percent: bool = False, bands: Sequence[Band] = ()) -> str:
     """Lines over steps with a tooltip (the page's script reads ``data-series``). Series without points are left out."""
     shown = [one for one in series if len(one.xs)]
     if not shown:
         return ""
     x_low, x_high = min(min(one.xs) for one in shown), max(max(one.xs) for one in shown)
+    if bands:  # all charts of a run of stages share one axis
+        x_low, x_high = min(x_low, bands[0].after), max(x_high, bands[-1].last)
     values = [value for one in shown for value in (*_visible(one.ys), *one.lows, *one.highs)]
     y_ticks, y_low, y_high = _scale(values, percent)
 
@@ -89,7 +103,8 @@ def line_chart(title: str, series: Sequence[Series], percent: bool = False) -> s
         share = (min(max(y, y_low), y_high) - y_low) / (y_high - y_low)
         return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * share
 
-    parts = [
+    parts = _bands(bands, x_of)
+    parts += [
         f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}"/>'
         f'<text class="tick" x="{_LEFT - 7}" y="{y_of(tick) + 3.5:.1f}" text-anchor="end">{label(tick, percent)}</text>'
         for tick in y_ticks
@@ -105,17 +120,39 @@ def line_chart(title: str, series: Sequence[Series], percent: bool = False) -> s
         "percent": percent,
         "box": [_LEFT, WIDTH - _RIGHT, _TOP, HEIGHT - _BOTTOM],
         "x": [x_low, x_high],
+        "bands": [[one.name, one.after, one.last] for one in bands],
         "series": [
             {"name": one.name, "colour": one.colour, "xs": list(one.xs), "ys": [float(f"{y:.5g}") for y in one.ys]}
             for one in shown
         ],
     }
-    legend = "".join(f'<span class="{one.colour}">{escape(one.name)}</span>' for one in shown) if len(shown) > 1 else ""
+    legend = "".join(
+        f'<span class="{one.colour}{" dashed" if one.dashed else ""}">{escape(one.name)}</span>'
+        for one in (shown if len(shown) > 1 else ())
+    )
     return (
         f'<figure class="chart" data-series="{escape(json.dumps(data))}"><figcaption><b>{escape(title)}</b>{legend}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}'
         f'<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}" x1="0" x2="0" visibility="hidden"/></svg></figure>'
     )
+
+
+def _bands(bands: Sequence[Band], x_of: Scale) -> list[str]:
+    """Every second stage is shaded, and each has its name at the top, cut to what its stretch has room for."""
+    parts = []
+    for place, one in enumerate(bands):
+        left, right = x_of(one.after), x_of(one.last)
+        if place % 2:
+            parts.append(
+                f'<rect class="stage" x="{left:.1f}" width="{right - left:.1f}" y="{_TOP}" height="{HEIGHT - _TOP - _BOTTOM}"/>'
+            )
+        if place:
+            parts.append(f'<line class="edge" x1="{left:.1f}" x2="{left:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+        room = int((right - left - 6) / 5.6)
+        name = one.name if len(one.name) <= room else one.name[: max(0, room - 1)] + "…"
+        if room > 2:
+            parts.append(f'<text class="stagename" x="{left + 4:.1f}" y="{_TOP - 3}">{escape(name)}</text>')
+    return parts
 
 
 def _scale(values: Sequence[float], percent: bool) -> tuple[list[float], float, float]:
@@ -141,19 +178,23 @@ def _visible(ys: Sequence[float]) -> Sequence[float]:
 
 def _line(one: Series, x_of: Scale, y_of: Scale) -> str:
     def path(ys: Sequence[float]) -> str:
-        return "M" + "L".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in zip(one.xs, ys, strict=True))
+        drawn, last = "", -math.inf
+        for x, y in zip(one.xs, ys, strict=True):
+            begins = not drawn or any(last <= gap < x for gap in one.breaks)
+            drawn += f"{'M' if begins else 'L'}{x_of(x):.1f},{y_of(y):.1f}"
+            last = x
+        return drawn
 
-    parts = []
+    parts, kind = [], f"{one.colour} dashed" if one.dashed else one.colour
     if one.lows:
         back = "L".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in reversed(list(zip(one.xs, one.lows, strict=True))))
         parts.append(f'<path class="band {one.colour}" d="{path(one.highs)}L{back}Z"/>')
     if len(one.ys) >= _SMOOTH_FROM:
         parts.append(
-            f'<path class="line raw {one.colour}" d="{path(one.ys)}"/>'
-            f'<path class="line {one.colour}" d="{path(smoothed(one.ys))}"/>'
+            f'<path class="line raw {one.colour}" d="{path(one.ys)}"/><path class="line {kind}" d="{path(smoothed(one.ys))}"/>'
         )
     else:
-        parts.append(f'<path class="line {one.colour}" d="{path(one.ys)}"/>')
+        parts.append(f'<path class="line {kind}" d="{path(one.ys)}"/>')
     if len(one.ys) <= 16:
         parts += [
             f'<circle class="dot {one.colour}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"/>'

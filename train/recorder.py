@@ -4,7 +4,8 @@
     starts.jsonl           one line per start: command, versions, git commit, the step it went on from
     metrics.jsonl          one line per step, and one per evaluation
     evaluations/           held-out results, step_000000.json (``_part`` when only some items were scored)
-    rollouts/              step_000001.jsonl: both views, all turns, divergences and advantages token by token
+    rollouts/              step_000001.jsonl: both views, all turns; token by token divergences, advantages, and what else
+                           student and teacher would have said
     images/                every picture once, named by its content
     first_batch.html       what the first step learns from, written before its update
     tensorboard/  summary.json  report.html  checkpoints/
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -35,14 +36,17 @@ from ..vlm.messages import Message
 from ..vlm.records import Signal
 from .loggers import finite, open_loggers
 
+if TYPE_CHECKING:
+    from .showing import Candidates, Look
+
 IMAGES = "images"
 _STEP_FILE = re.compile(r"step_(\d+)(_part)?\.jsonl?")
 _FIRST_BATCH_SHOWN = 12
 # What may differ when a run goes on: it changes where and how the same numbers are computed or shown, not which numbers.
-_FREE_TO_CHANGE = ("threads", "loggers", "log_rollouts", "log_rollouts_every", "checkpoint", "micro_tokens", "model.device")
-
-PerToken = Mapping[tuple[str, int], Sequence[Sequence[float]]]
-"""``{(group id, index of the rollout): values[n][k]}``, nested as the action ids."""
+_FREE_TO_CHANGE = (
+    "threads", "loggers", "log_rollouts", "log_rollouts_every", "checkpoint", "micro_tokens", "model.device", "gate.least",
+    "gate.on_miss",
+)  # fmt: skip
 
 
 class RunFolderError(ValueError):
@@ -96,9 +100,10 @@ class Recorder:
         self._keep_rows(lambda row: row.get("evaluation") != name)
         self._log(step, head, values)
 
-    def rollouts(self, step: int, signals: Sequence[Signal], divergence_of: PerToken | None = None) -> None:
-        """Rollouts with the pictures of both views; ``divergence_of`` is the divergence to the teacher at each action token."""
-        rows = [self._signal(signal, divergence_of) for signal in signals]
+    def rollouts(self, step: int, signals: Sequence[Signal], looks: Sequence[Look] | None = None) -> None:
+        """Rollouts with the pictures of both views; ``looks`` say, signal by signal, how both models see each token."""
+        known: Sequence[Look | None] = [None] * len(signals) if looks is None else looks
+        rows = [self._signal(signal, look) for signal, look in zip(signals, known, strict=True)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(self.folder / "rollouts" / f"step_{step:06d}.jsonl", text)
 
@@ -142,9 +147,8 @@ class Recorder:
     def _chat(self, chat: Sequence[Message]) -> list[dict[str, Any]]:
         return messages.to_json(chat, self.store, self.seen_px)
 
-    def _signal(self, signal: Signal, divergence_of: PerToken | None) -> dict[str, Any]:
+    def _signal(self, signal: Signal, look: Look | None) -> dict[str, Any]:
         rollout = signal.rollout
-        divergence_NK = None if divergence_of is None else divergence_of.get((rollout.group_id, rollout.index))
         turns = []
         for place, turn in enumerate(rollout.turns):
             row: dict[str, Any] = {
@@ -155,8 +159,8 @@ class Recorder:
             }
             if self.token_text is not None:
                 row["tokens"] = [self.token_text(token) for token in turn.action_ids_K]
-            if divergence_NK is not None:
-                row["divergence"] = divergence_NK[place]
+            if look is not None:
+                row |= self._look(look, place)
             if signal.advantages_NK is not None:
                 row["advantages"] = signal.advantages_NK[place]
             if turn.calls:
@@ -171,6 +175,7 @@ class Recorder:
             "index": rollout.index,
             "seed": rollout.seed,
             "stream": signal.stream,
+            "measure": None if look is None or look.measure is None else dict(look.measure),
             "stop": rollout.stop.value,
             "student": self._chat(rollout.view.messages),
             "teacher": None if signal.teacher_view is None else self._chat(signal.teacher_view.messages),
@@ -179,6 +184,18 @@ class Recorder:
             if reward is None
             else {"total": reward.total, "terms": dict(reward.terms), "outcome": reward.outcome, "parsed": reward.parsed},
         }
+
+    def _look(self, look: Look, turn: int) -> dict[str, Any]:
+        def texts(rows_K: Sequence[Candidates]) -> list[list[list[Any]]]:
+            name = str if self.token_text is None else self.token_text
+            return [[[name(token), round(prob, 5)] for token, prob in row] for row in rows_K]
+
+        found: dict[str, Any] = {"top_student": texts(look.student_NK[turn])}
+        if look.teacher_NK is not None:
+            found["top_teacher"] = texts(look.teacher_NK[turn])
+        if look.divergence_NK is not None:
+            found["divergence"] = [float(f"{value:.5g}") for value in look.divergence_NK[turn]]
+        return found
 
     def _log(self, step: int, head: Mapping[str, Any], values: Mapping[str, float]) -> None:
         if not self._started:
@@ -214,7 +231,7 @@ def check_same_recipe(folder: Path, config_yaml: str) -> None:
         raise RunFolderError(
             f"{path}: not readable as YAML ({error}); use another folder, or start afresh with --fresh"
         ) from error
-    old, new = _leaves(before), _leaves(yaml.safe_load(config_yaml))
+    old, new = leaves(before), leaves(yaml.safe_load(config_yaml))
     changed = [
         key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not key.startswith(_FREE_TO_CHANGE)
     ]
@@ -226,24 +243,25 @@ def check_same_recipe(folder: Path, config_yaml: str) -> None:
         )
 
 
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A recipe with a dotted name for each of its values."""
     if isinstance(node, dict):
-        return {key: value for name, child in node.items() for key, value in _leaves(child, f"{prefix}{name}.").items()}
+        return {key: value for name, child in node.items() for key, value in leaves(child, f"{prefix}{name}.").items()}
     if isinstance(node, list):
-        return _leaves({str(place): child for place, child in enumerate(node)}, prefix)
+        return leaves({str(place): child for place, child in enumerate(node)}, prefix)
     return {prefix.removesuffix("."): node}
 
 
-def parse_rows(text: str) -> list[dict[str, Any]]:
-    """Rows of a JSONL text; a torn last line, which a killed writer leaves, is left out."""
-    lines = text.splitlines()
+def parse_rows(text: str, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Rows of a JSONL text; a torn last line, which a killed writer leaves, is left out. ``name`` is used in the error."""
+    lines = [line for line in text.split("\n") if line]  # not splitlines: a model may write U+2028, which JSON leaves as it is
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise RunFolderError(f"metrics.jsonl, line {number}: not JSON ({error}); mend or remove the line") from error
+                raise RunFolderError(f"{name}, line {number}: not JSON ({error}); mend or remove the line") from error
     return rows
 
 
