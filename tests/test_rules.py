@@ -243,12 +243,9 @@ def recipes() -> list[str]:
 
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_load_and_say_what_they_are(name: str) -> None:
-    from foveate.train.recipes import dump_recipe, load_recipe, parse_recipe, recipe_path
+    from foveate.train.recipes import load_any, recipe_path
 
-    config = load_recipe(name)
-    import yaml
-
-    assert parse_recipe(yaml.safe_load(dump_recipe(config))) == config
+    load_any(name)
     assert recipe_path(name).read_text(encoding="utf-8").startswith("#"), (
         "a recipe's head says what it does and what differs from the paper"
     )

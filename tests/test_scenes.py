@@ -97,6 +97,10 @@ def _solve(question: str, facts: list[tuple[str, str, str, str]]) -> set[str]:
             r"Do the (\w+) \w+ and the (\w+) \w+ show the same letter\?",
             lambda a, b: {"yes" if len({f[3] for f in facts if f[0] in (a, b)}) == 1 else "no"},
         ),
+        (
+            r"Which letter is earlier, that on the (\w+) \w+ or that on the (\w+) \w+\?",
+            lambda a, b: {sorted(f[3] for f in facts if f[0] in (a, b))[0]},
+        ),
     )
     for pattern, answers in patterns:
         match = re.fullmatch(pattern, question)
@@ -107,7 +111,7 @@ def _solve(question: str, facts: list[tuple[str, str, str, str]]) -> set[str]:
 
 def test_answers_follow_from_the_scene_in_words_and_are_unique() -> None:
     kinds = tuple(kind for kind in KINDS if kind != "hop")
-    made = samples("place_dense", "test", 300, kinds=kinds, questions_per_scene=6, as_text=True)
+    made = samples("place_dense", "test", 300, kinds=kinds, questions_per_scene=7, as_text=True)
     for sample in made:
         words, question = sample.question.split(". ", 1)
         assert _solve(question, _facts(words)) == {sample.answer}, sample

@@ -46,25 +46,30 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read, override and validate a recipe of one stage; ``FILE#STAGE`` is one stage of a staged one. Raises `RecipeError`."""
-    text, _, stage = str(name).partition("#")
-    config = load_any(text, overrides)
-    if isinstance(config, RunConfig):
-        return config
-    names = [one.name for one in config.stages]
-    if stage not in names:
-        asked = f"there is no stage {stage}" if stage else "here one stage is needed"
-        raise RecipeError(f"{text}: it has the stages {', '.join(names)}, and {asked}; write {text}#{names[0]}, say")
-    return config.named(stage).run
+    """`load_any`, for who can use one stage only."""
+    config = load_any(name, overrides)
+    if isinstance(config, StagedConfig):
+        names = [one.name for one in config.stages]
+        raise RecipeError(
+            f"{name}: it has the stages {', '.join(names)}, and here one is needed; write {name}#{names[0]}, say"
+        )
+    return config
 
 
 def load_any(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig | StagedConfig:
-    """Read, override and validate a recipe, with stages or without. Raises `RecipeError`."""
-    path = recipe_path(str(name))
+    """Read, override and validate a recipe, with stages or without; ``NAME#STAGE`` is one stage. Raises `RecipeError`."""
+    text, _, stage = str(name).partition("#")
+    path = recipe_path(text)
     data = _read(path)
     for override in overrides:
         _override(data, override)
-    return parse_staged(data, str(path)) if "stages" in data else parse_recipe(data, str(path))
+    config = parse_staged(data, str(path)) if "stages" in data else parse_recipe(data, str(path))
+    if not stage:
+        return config
+    names = [one.name for one in config.stages] if isinstance(config, StagedConfig) else []
+    if isinstance(config, RunConfig) or stage not in names:
+        raise RecipeError(f"{text} has no stage {stage}; it has {', '.join(names) or 'none at all'}")
+    return config.named(stage).run
 
 
 def _read(path: Path) -> dict[str, Any]:
