@@ -63,7 +63,9 @@ def find_leaks(sample: Sample, view: View, spec: ViewSpec | None = None) -> list
 
 def _text_leaks(sample: Sample, view: View, spec: ViewSpec) -> Iterable[Leak]:
     secret, may = sample.privileged, set(spec.reveals)
-    said = _without_hints(sample, "\n".join(message.text for message in view.messages), spec)
+    # What offers the tools is written by the dialect and knows no sample.
+    told = [one.text for one in view.messages if not (spec.system == "tools" and one.role == "system")]
+    said = _without_hints(sample, "\n".join(told), spec)
     added = _added(sample, said, spec)
     if "answer" not in may and sample.answer and _says(added, sample.answer):
         yield Leak(f"the answer {sample.answer!r}", "text that is not the question's")

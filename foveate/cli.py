@@ -278,12 +278,15 @@ def explain(error: Exception) -> str:
 
 
 def main() -> None:
-    """Run the command line. A `ValueError` is a mistake in what was asked and is said in one paragraph, without a traceback."""
+    """Run the command line. A `ValueError` is a mistake in what was asked and is said in one paragraph, without a traceback; so is
+    a server that does not answer."""
+    from .eval.chat import ServerError
+
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ServerError) as error:
         if debug:
             raise
         err.print(f"[bold red]Error:[/] {escape(explain(error))}", soft_wrap=True)

@@ -142,3 +142,12 @@ def test_options_hold_the_answer_openly() -> None:
     assert find_leaks(choice, make_view(choice, spec, "student"), spec) == []
     told = resolve_view({"answer": " ({answer})"})
     assert find_leaks(choice, make_view(choice, told, "student"), told)
+
+
+def test_what_offers_the_tools_tells_nothing_of_a_sample() -> None:
+    """The prompt of a dialect may hold the word or letter that is an answer; the question's own message may not."""
+    offer = "A tool: image_zoom_in_tool. Coordinates run from 0 to 1000."
+    spec, one = ViewSpec(system="tools"), Sample(id="s", question="Which tool?", answer="A", images=(scene(),))
+    assert not find_leaks(one, make_view(one, spec, "student", offer), spec)
+    told = ViewSpec(system="tools", answer=" It is {answer}.")
+    assert find_leaks(one, make_view(one, told, "student", offer), told)
