@@ -73,7 +73,6 @@ def test_overrides(tmp_path: Path) -> None:
         ({"signals": []}, "at least one of sft, distill, grpo"),
         ({"signals": [{"kind": "grpo"}], "rollouts": 1}, "at least 2 are needed"),
         ({"signals": [{"kind": "sft"}, {"kind": "grpo"}], "rollouts": 2}, "cannot share a step"),
-        ({"sampling": {"top_p": 0.9}, "updates_per_step": 2}, "use top_p: 1"),
         ({"signals": [{"kind": "grpo"}], "rollouts": 4, "sampling": {"temperature": 0}}, "use 1.0"),
         ({"teacher": {"weights": "current"}}, "collapses"),
         ({"student": "fulll"}, "did you mean full"),

@@ -15,10 +15,10 @@ import torch
 from helpers import turn, view_of
 
 from foveate.train.batch import make_batches
-from foveate.train.config import GrpoSignal, TeacherPart
+from foveate.train.config import GrpoSignal
+from foveate.train.measure import sampled_logprobs
 from foveate.train.signals.base import constant_NK
 from foveate.train.signals.grpo import Grpo
-from foveate.train.teacher import Teacher
 from foveate.train.update import accumulate
 from foveate.vlm.load import VLM, tiny_random
 from foveate.vlm.messages import Message
@@ -80,7 +80,7 @@ def signals(vlm: VLM) -> list[Signal]:
         turns.append(turn(vlm, f"the answer is {'K ' * (1 + place % 3)}"))
         made.append(Rollout("s", f"g{place // 2}", place % 2, view, tuple(turns), StopReason.ANSWERED))
     noise = torch.Generator().manual_seed(3)
-    scores = Teacher(vlm, TeacherPart()).score([(one, one.view) for one in made], 10_000, 1.0)
+    scores = sampled_logprobs(vlm, [(one, one.view) for one in made], micro_tokens=10_000, temperature=1.0)
     signals = []
     for one, own, advantage, shift in zip(made, scores, ADVANTAGES, SHIFTS, strict=True):
         turns = [

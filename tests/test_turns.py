@@ -12,8 +12,7 @@ import pytest
 import torch
 from helpers import picture
 
-from foveate.train.config import TeacherPart
-from foveate.train.teacher import Teacher
+from foveate.train.measure import sampled_logprobs
 from foveate.vlm import decode
 from foveate.vlm.generate import Completion, HFEngine, Sampling
 from foveate.vlm.load import VLM, tiny_random
@@ -87,13 +86,12 @@ def test_law_7_sampled_logprobs_are_the_trainers_through_tool_turns_with_picture
     vlm = model(family)
     rollouts = play(HFEngine(vlm), Looks(turns), num_prompts=2, n=3)
     assert max(len(one.turns) for one in rollouts) == turns + 1
-    teacher = Teacher(vlm, TeacherPart())
-    scored = teacher.score([(one, one.view) for one in rollouts], 100_000, 1.0)
+    scored = sampled_logprobs(vlm, [(one, one.view) for one in rollouts], micro_tokens=100_000, temperature=1.0)
     for one, rows in zip(rollouts, scored, strict=True):
         for turn, row in zip(one.turns, rows, strict=True):
             assert turn.action_logprobs_K == pytest.approx(row, abs=1e-4)
     blind = dataclasses.replace(rollouts[0], view=View("student", (Message.user("no picture"),)))
-    (wrong,) = teacher.score([(blind, blind.view)], 100_000, 1.0)
+    (wrong,) = sampled_logprobs(vlm, [(blind, blind.view)], micro_tokens=100_000, temperature=1.0)
     assert max(abs(a - b) for a, b in zip(rollouts[0].turns[0].action_logprobs_K, wrong[0], strict=True)) > 1e-3
 
 

@@ -16,6 +16,7 @@ from ..datasets.spec import DataSpec
 from ..datasets.views import ViewSpec, resolve_view
 from ..visual_tools.spec import ToolsSpec
 from .curriculum_settings import check_curriculum
+from .engine_settings import EnginePart, HFEnginePart
 from .replay_settings import ReplaySpec, check_replay
 from .signals.distill_settings import DistillSignal
 from .signals.schedule import share
@@ -43,7 +44,7 @@ class ModelPart(Part):
 
 
 class SamplingPart(Part):
-    """How rollouts are sampled. The log-probs that are kept are those of the distribution really sampled from."""
+    """How rollouts are sampled. The log-probs that are kept are those at this temperature, whatever top_p and top_k cut away."""
 
     temperature: float = pydantic.Field(1.0, ge=0)
     top_p: float = pydantic.Field(1.0, gt=0, le=1)
@@ -196,6 +197,8 @@ class RunConfig(Part):
     rollouts: int = pydantic.Field(1, ge=1)
     """Rollouts per prompt."""
     sampling: SamplingPart = SamplingPart()
+    engine: EnginePart = HFEnginePart()
+    """Who samples: the trained model itself, vLLM beside it, or vLLM servers."""
     tools: ToolsSpec = ToolsSpec()
     """What a model may call where `sampling.max_turns` is above 1, and how it writes calls."""
     protocols: Mapping[str, ToolsSpec] = pydantic.Field(default_factory=dict)
@@ -250,12 +253,6 @@ class RunConfig(Part):
                 self._distill_sense(one)
         if "grpo" in kinds and self.rollouts < 2:
             raise ValueError("rollouts: grpo compares the rollouts of one prompt; at least 2 are needed")
-        truncated = self.sampling.top_p < 1 or self.sampling.top_k > 0
-        if truncated and self.updates_per_step > 1:
-            raise ValueError(
-                "updates_per_step > 1 compares new log-probs with sampled ones, which top_p / top_k have changed; "
-                "use top_p: 1, top_k: 0"
-            )
         if self.sampling.temperature == 0 and "sft" not in kinds:
             raise ValueError(
                 "sampling.temperature: 0 samples one and the same rollout and has no log-probs to learn from; use 1.0"
@@ -266,6 +263,8 @@ class RunConfig(Part):
         self._gate_sense()
         if len({anchor.name for anchor in self.anchors}) < len(self.anchors):
             raise ValueError("anchors: each needs a name of its own")
+        if self.sampling.player == "teacher" and self.engine.kind != "hf":
+            raise ValueError(f"sampling.player: teacher needs engine.kind: hf; {self.engine.kind} holds the student's weights")
         check_curriculum(self)
         check_teacher(self)
         check_transforms(self)

@@ -19,6 +19,7 @@ from .experience import Played
 from .progress import ProgressBar
 from .run import Evaluator, Origin, Run
 from .signals.mix import mixed
+from .sync import resting
 from .update import Gradients, Tally, accumulate, remember_start
 
 Finish = Callable[[dict[str, Any], dict[str, Any]], Mapping[str, Any]]
@@ -42,6 +43,14 @@ def train(
     Raises `Interrupted` after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
     run = Run(config, folder, evaluator, origin)
+    try:
+        return _train(run, finish)
+    finally:
+        run.close()
+
+
+def _train(run: Run, finish: Finish | None) -> dict[str, Any]:
+    config = run.config
     if not run.restore():
         run.progress.before = run.evaluate(whole=True)
         run.save()
@@ -55,7 +64,6 @@ def train(
             if run.done or stop.asked or best or run.progress.step % config.checkpoint.every == 0:
                 run.save()
             if stop.asked and not run.done:
-                run.recorder.close()
                 raise Interrupted(
                     f"stopped after step {run.progress.step} of {config.steps}; run the same command again to go on"
                 )
@@ -68,7 +76,6 @@ def train(
     }
     summary = metrics.summary(config, run.progress, after, extra)
     run.recorder.summary(summary)
-    run.recorder.close()
     return summary
 
 
@@ -82,10 +89,12 @@ def step(run: Run) -> None:
     sampled_s = time.perf_counter() - start
     shown = showing.shown(run.config, signals, number)
     looks = showing.looks(run.vlm, run.teacher, shown, run.streams, run.config)
-    found, values = learn(run, signals)
+    with resting(run.engine):
+        found, values = learn(run, signals)
     if run.teacher is not None:
         run.teacher.follow(run.vlm, number)
     run.progress.step = number
+    values |= run.sync()
     run.progress.seconds += time.perf_counter() - start
     run.progress.rollouts += sum(len(group.rollouts) for group in played)
     run.progress.action_tokens += sum(one.num_actions for group in played for one in group.rollouts)

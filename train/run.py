@@ -16,7 +16,8 @@ from ..datasets.spec import load_data
 from ..datasets.trajectories import Trajectory, read_trajectories
 from ..visual_tools.dialects.registry import dialect
 from ..visual_tools.spec import build_toolbox
-from ..vlm.generate import HFEngine, Sampling
+from ..vlm.engines import CopyEngine
+from ..vlm.generate import Engine, Sampling
 from ..vlm.images import Picture
 from ..vlm.load import VLM, load
 from ..vlm.records import Group, Rollout, Sample, View
@@ -37,6 +38,7 @@ from .signals.base import Context, SignalBuilder
 from .signals.distill_settings import DistillSignal, ExposureSpec
 from .signals.registry import builder
 from .signals.settings import SftSignal
+from .sync import build_engine, sync
 from .teacher import Teacher
 from .teacher_settings import TeacherPart, copy_steps
 from .transforms.base import Tools
@@ -80,10 +82,10 @@ class Run:
         self.guard = GradGuard(config.optimizer.spike_factor, config.optimizer.on_spike)
         samples, self.scripts = self._data()
         draws = config.prompts * (1 + (config.grpo.extra_rounds if config.grpo else 0))
+        sampler = build_sampler(config.curriculum, samples, config.seed, draws, config.rollouts)
         self.main = Task(
-            "main", samples, build_sampler(config.curriculum, samples, config.seed, draws, config.rollouts), config.student, config.prompts,
-            config.rollouts, config.sampling, config.seed, self.protocols(config.sampling.max_turns), config.leak_check,
-            version=self._version,
+            "main", samples, sampler, config.student, config.prompts, config.rollouts, config.sampling, config.seed,
+            self.protocols(config.sampling.max_turns), config.leak_check, version=self._version,
         )  # fmt: skip
         self.transforms = [transform(one) for one in config.transforms]
         self.replay = None if config.replay is None else Replay(config.replay, config.seed)
@@ -96,8 +98,8 @@ class Run:
         self.progress = checkpoint.Progress()
         self.recorder = Recorder(folder, dump_recipe(config), config.loggers, self._token_text, self._seen_px)
 
-    def _engine(self, vlm: VLM) -> HFEngine:
-        return HFEngine(vlm, autocast=compute_dtype(vlm, self.config.model.compute))
+    def _engine(self, vlm: VLM) -> Engine:
+        return build_engine(self.config.engine, vlm, compute_dtype(vlm, self.config.model.compute))
 
     def _version(self, step: int) -> int:
         """The step at which the weights that play in step ``step`` came to be."""
@@ -220,7 +222,21 @@ class Run:
         found = checkpoint.restore(self.folder, self.vlm, self.optimizer, self.teacher, self.guard, self.parts)
         self.progress = found or self.progress
         self.recorder.rewind(self.progress.step)
+        if found is not None:
+            self.sync()
         return found is not None
+
+    def sync(self) -> dict[str, float]:
+        """Hand the weights of now to an engine that holds a copy; the seconds that it took, as a metric."""
+        if not isinstance(self.engine, CopyEngine):
+            return {}
+        return {"time/sync_s": sync(self.engine, self.vlm, self.progress.step)}
+
+    def close(self) -> None:
+        """Let go of files and of an engine's processes and memory."""
+        self.recorder.close()
+        if isinstance(self.engine, CopyEngine):
+            self.engine.close()
 
     def evaluate(self, whole: bool) -> dict[str, Any]:
         """Score the held-out split now, record it, and remember the best step."""

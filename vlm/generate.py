@@ -51,9 +51,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled ids with the stop token if one was sampled, and their log-probs under the distribution that was sampled from.
+    """Sampled ids with the stop token if one was sampled, and their log-probs at the sampling temperature, vision tokens banned.
 
-    (At temperature 0 that distribution is a point; the log-probs are those of temperature 1, so that they can be compared.)
+    Top-k and top-p decide what is drawn and change no log-prob: the trainer computes the same ones, so that a policy ratio is 1 as
+    long as the weights are the same. (At temperature 0 they are those of temperature 1.)
     ``stop`` is ANSWERED after a stop token and TURN_TOKENS at the limit.
     """
 
@@ -331,15 +332,14 @@ class _Picker:
             return ids_B, logits_BV.gather(1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
         if sampling.temperature != 1:
             logits_BV = logits_BV / sampling.temperature
-        logits_BV = cut(logits_BV, sampling.top_k, sampling.top_p)
-        logprobs_BV = logits_BV.log_softmax(-1)
+        whole_BV = logits_BV.log_softmax(-1)
         # float64: a float32 sum over a large vocabulary would shift the thresholds
-        cumulative_BV = logprobs_BV.exp().cumsum(-1, dtype=torch.float64)
+        cumulative_BV = cut(logits_BV, sampling.top_k, sampling.top_p).softmax(-1).cumsum(-1, dtype=torch.float64)
         total_B1 = cumulative_BV[:, -1:].contiguous()
         at_B1 = torch.from_numpy(self.uniforms[row_B, step]).to(self.device)[:, None] * total_B1
         # the first id beyond the threshold; rounding up to the total must not pick an id behind the last possible one
         ids_B1 = torch.minimum(torch.searchsorted(cumulative_BV, at_B1, right=True), torch.searchsorted(cumulative_BV, total_B1))
-        return ids_B1[:, 0], logprobs_BV.gather(1, ids_B1)[:, 0]
+        return ids_B1[:, 0], whole_BV.gather(1, ids_B1)[:, 0]
 
 
 def cut(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
