@@ -1,6 +1,7 @@
 """Kill a run with SIGKILL at random moments, resume it each time, and compare its metrics with those of an undisturbed run.
 
     python benchmarks/kill_resume.py --kills 20 --steps 40
+    python benchmarks/kill_resume.py --recipe see_then_think --kills 12 --steps 16      # so many steps in each of its stages
 
 Every number that a run logs must be the same to the last digit, but for the ``time/`` ones (law 9).
 """
@@ -17,7 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-OVERRIDES = (
+from foveate.train.recipes import load_any
+from foveate.train.staged import StagedConfig
+
+PLAIN = (
     "prompts=6",
     "threads=1",
     "checkpoint.every=2",
@@ -33,18 +37,44 @@ OVERRIDES = (
 )
 
 
+STAGED = ("prompts=4", "rollouts=4", "threads=1", "checkpoint.every=3", "eval.every=5", "eval.data.n=16", "report.data.n=16")
+
+
 def command(folder: Path, steps: int, recipe: str) -> list[str]:
-    return [sys.executable, "-m", "foveate", "train", recipe, "--run", str(folder), f"steps={steps}", *OVERRIDES]
+    config = load_any(recipe)
+    changes = [f"steps={steps}", *PLAIN]
+    if isinstance(config, StagedConfig):
+        changes = [*STAGED, *(f"eval.extra.{name}.n=16" for name in ("text", "visual"))]
+        changes += [f"report.extra.{name}.n=16" for name in ("text", "visual")]
+        changes += [
+            f"stages.{place}.{change}" for place in range(len(config.stages)) for change in (f"steps={steps}", "gate.least=null")
+        ]
+    return [sys.executable, "-m", "foveate", "train", recipe, "--run", str(folder), *changes]
+
+
+def metric_files(folder: Path) -> list[Path]:
+    return [path for path in (folder / "metrics.jsonl", *sorted(folder.glob("stages/*/metrics.jsonl"))) if path.exists()]
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for path in metric_files(folder) for line in path.read_text().splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
 def steps_logged(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return path.read_text().count("loss/total") if path.exists() else 0
+    return sum(path.read_text().count("loss/total") for path in metric_files(folder))
+
+
+def where(folder: Path) -> str:
+    """The stage that was being trained, or the run."""
+    files = metric_files(folder)
+    return (
+        "before the first step"
+        if not files
+        else files[-1].parent.name
+        if len(files) > 1 or "stages" in files[-1].parts
+        else "run"
+    )
 
 
 def kill_somewhere(process: subprocess.Popen[bytes], folder: Path, rng: random.Random) -> bool:
@@ -75,6 +105,7 @@ def run_with_kills(folder: Path, steps: int, recipe: str, kills: int, seed: int)
         process = subprocess.Popen(command(folder, steps, recipe), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         if done < kills and kill_somewhere(process, folder, rng):
             done += 1
+            print(f"killed in {where(folder)}, after {steps_logged(folder)} logged steps", flush=True)
             continue
         errors = process.communicate()[1].decode()
         if process.returncode:

@@ -167,10 +167,12 @@ def test_dtype_device_and_freezing(folder: Path) -> None:
         load(folder, dtype="int4")
 
 
-def test_the_attention_of_the_language_model_is_ours_and_of_the_tower_is_not(folder: Path) -> None:
+def test_the_attention_of_language_model_and_tower_is_ours(folder: Path) -> None:
     for vlm in (load(folder), tiny_random("qwen3-vl")):
         assert vlm.model.config.text_config._attn_implementation == "foveate"
-        assert vlm.model.config.vision_config._attn_implementation == "sdpa"
+        assert vlm.model.config.vision_config._attn_implementation == "foveate"
+    plain = load(folder, attention="sdpa")
+    assert plain.model.config.vision_config._attn_implementation == "sdpa"
 
 
 @pytest.mark.skipif(not (TINY_FOLDER / "config.json").is_file(), reason="the embedded model is not there yet")

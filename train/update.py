@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +14,9 @@ from .batch import Batch, RowAddress
 from .losses import HeadStats, KDRows, RowLoss, head_loss
 from .policy import kl_estimate, kl_rows, needs_current, policy_rows
 from .streams import Stream
-from .teacher import Teacher
+
+if TYPE_CHECKING:
+    from .teacher import Teacher
 
 
 @dataclass

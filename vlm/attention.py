@@ -9,7 +9,10 @@ The type of the keyword says what to do:
 - `PrefixLayout`: a packed row, for training and scoring;
 - `Prefill`: the same, and every layer's keys and values are kept for sampling;
 - `Decode`: one new token per row, prompt keys held once for all rollouts of a prompt (see `vlm.generate`);
-- none: plain SDPA (vision tower, Hugging Face's ``generate``, padded batches).
+- none: plain SDPA (Hugging Face's ``generate``, padded batches).
+
+A vision tower says with ``borders=`` where its pictures and windows begin (see `one_call_per_layer`). Packed rows and towers run
+on the kernels that `attention_backends` finds.
 
 Legend: T packed tokens, H query heads, J key heads, D head width, B rows of a bucket, Q queries of a row, K keys of a row, C
 contexts, N rollouts per context, P prompt tokens.
@@ -17,19 +20,19 @@ contexts, N rollouts per context, P prompt tokens.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
+import inspect
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import PrefixLayout, blocks_of, plan_of
+from .attention_backends import HALF, attend, backend_for, repeated
+from .layout import PrefixLayout, blocks_of, by_length, plan_of, windows_of
 
 NAME = "foveate"
-Backend = Literal["batch", "varlen", "xformers"]
 
 
 @dataclass
@@ -68,9 +71,13 @@ def foveate_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     prefix_layout: PrefixLayout | Prefill | Decode | None = None,
+    borders: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What transformers calls in every layer: query ``[B, H, Q, D]``, key and value ``[B, J, K, D]`` -> ``[B, Q, H, D]``."""
+    if borders is not None:
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        return pieces_attention(query[0], key[0], value[0], lengths_between(borders), scaling)[None], None
     if prefix_layout is None or not module.is_causal:
         return _plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("sliding_window") is not None:
@@ -92,7 +99,7 @@ def foveate_attention(
             f"the model got {query.shape[0]} rows of {query.shape[2]} tokens with {key.shape[2]} keys; "
             "pass use_cache=False and no padding"
         )
-    out_THD = _packed(query[0], key[0], value[0], prefix_layout, scaling)
+    out_THD = packed_attention(query[0], key[0], value[0], prefix_layout, scaling)
     return out_THD[None], None
 
 
@@ -117,57 +124,41 @@ def register() -> None:
 # ---------------------------------------------------------------- packed rows
 
 
-def backend_for(query: Tensor) -> Backend:
-    """`varlen` (FlashAttention of PyTorch) or `xformers` on CUDA in half precision where they load, else `batch`."""
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        if _importable("torch.nn.attention.varlen"):
-            return "varlen"
-        if _importable("xformers.ops"):
-            return "xformers"
-    return "batch"
-
-
-@functools.cache
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _packed(
-    query_HTD: Tensor,
-    key_JTD: Tensor,
-    value_JTD: Tensor,
-    layout: PrefixLayout,
-    scaling: float | None,
-    backend: Backend | None = None,
+def packed_attention(
+    query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float | None
 ) -> Tensor:
     """``[T, H, D]``: attention over a packed row. All back ends give the same numbers."""
-    run = {"batch": _packed_batch, "varlen": _packed_varlen, "xformers": _packed_xformers}[backend or backend_for(query_HTD)]
-    return run(query_HTD, key_JTD, value_JTD, layout, scaling)
+    scale = query_HTD.shape[-1] ** -0.5 if scaling is None else scaling
+    backend = backend_for(query_HTD)
+    if backend == "sdpa":
+        return _packed_batch(query_HTD, key_JTD, value_JTD, layout, scale)
+    query, key, value = (x.transpose(0, 1) for x in (query_HTD, key_JTD, value_JTD))
+    return attend(query, key, value, blocks_of(layout, query.device), scale, backend)
 
 
-def _packed_batch(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float | None) -> Tensor:
+def _packed_batch(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float) -> Tensor:
     """Public SDPA over padded buckets of similar prompts, and of similar suffixes behind their prompts."""
     plan = plan_of(layout, query_HTD.device)
     heads, num_tokens, width = query_HTD.shape
     kv_heads = key_JTD.shape[0]
     fold = heads // kv_heads
 
-    def gather(x: Tensor, index: Tensor) -> Tensor:
-        return x.transpose(0, 1).reshape(num_tokens, -1).index_select(0, index)
+    def flat(x: Tensor) -> Tensor:
+        return x.transpose(0, 1).reshape(num_tokens, -1)
 
     sizes_q = [bucket.rows * bucket.queries for bucket in plan.buckets]
     sizes_k = [bucket.rows * bucket.keys for bucket in plan.buckets]
-    queries = gather(query_HTD, plan.queries).split(sizes_q)
-    keys, values = gather(key_JTD, plan.keys).split(sizes_k), gather(value_JTD, plan.keys).split(sizes_k)
+    queries = flat(query_HTD).index_select(0, plan.queries).split(sizes_q)
+    keys, values = (repeated(flat(x), plan.keys).split(sizes_k) for x in (key_JTD, value_JTD))
     outs = []
     for bucket, q, k, v in zip(plan.buckets, queries, keys, values, strict=True):
         k, v = (x.view(bucket.rows, bucket.keys, kv_heads, width).transpose(1, 2) for x in (k, v))
         q = q.view(bucket.rows, bucket.queries, heads, width).transpose(1, 2)
         if bucket.mask is None:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=fold > 1)
+            if fold > 1 and q.is_cuda and q.dtype not in HALF:
+                # no kernel for float32 on CUDA knows grouped keys; without a kernel the whole matrix of scores is made
+                k, v = (x.repeat_interleave(fold, 1) for x in (k, v))
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=heads > k.shape[1])
         else:
             # heads that share keys become further queries: the prompt's keys are not copied once more per head
             q = q.reshape(bucket.rows, kv_heads, fold * bucket.queries, width)
@@ -178,38 +169,72 @@ def _packed_batch(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout:
     return whole.index_select(0, plan.back_T).view(num_tokens, heads, width)
 
 
-# ---------------------------------------------------------------- packed rows on CUDA
-# Written from the documentation of PyTorch 2.13 and xformers 0.0.35 and compared with `batch` by tests marked `gpu`; they have
-# not been run where this was written.
+# ---------------------------------------------------------------- vision towers
 
 
-def _packed_varlen(query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+def one_call_per_layer(model: torch.nn.Module) -> None:
+    """Let a vision tower call its attention once per layer, for all windows and pictures together. Harmless when done twice.
 
-    blocks = blocks_of(layout, query_HTD.device)
-    query, key, value = (x.transpose(0, 1) for x in (query_HTD, key_JTD, value_JTD))
-    key, value = key.index_select(0, blocks.gather), value.index_select(0, blocks.gather)
-    out = varlen_attn(
-        query.contiguous(), key, value, blocks.cu_queries, blocks.cu_keys, max(blocks.query_lengths), max(blocks.key_lengths),
-        scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
-    assert isinstance(out, Tensor)
-    return out
+    The towers of transformers cut a row at ``cu_seqlens`` themselves and call the attention once per piece, unless the name of
+    the implementation holds "flash", which loading refuses for a name that is no flash-attn. A hook before each attention module
+    therefore hands it the row as one piece and the borders as a keyword, which it passes on. This rests on two public things:
+    hooks, and that keywords of an attention module reach the attention function.
+    """
+    for module in model.modules():
+        cuts = "is_causal" in vars(module) and "cu_seqlens" in inspect.signature(type(module).forward).parameters
+        if cuts:
+            module.register_forward_pre_hook(_whole_row, with_kwargs=True)
 
 
-def _packed_xformers(
-    query_HTD: Tensor, key_JTD: Tensor, value_JTD: Tensor, layout: PrefixLayout, scaling: float | None
+def _whole_row(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    config: Any = module.config
+    if config._attn_implementation != NAME or "cu_seqlens" not in kwargs or "borders" in kwargs:
+        return args, kwargs  # another attention knows nothing of borders: there the tower goes on cutting
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return args, {**kwargs, "cu_seqlens": torch.tensor([0, len(hidden)]), "borders": kwargs["cu_seqlens"]}
+
+
+_SEEN: deque[tuple[Tensor, tuple[int, ...]]] = deque(maxlen=4)
+"""Borders that were read from the device; all layers of a pass get the same tensors, and reading one waits for the device."""
+
+
+def lengths_between(borders: Tensor) -> tuple[int, ...]:
+    """Lengths of the pieces between ``borders`` (0, ..., T)."""
+    for known, lengths in _SEEN:
+        if known is borders:
+            return lengths
+    lengths = tuple(borders.diff().tolist())
+    _SEEN.append((borders, lengths))
+    return lengths
+
+
+def pieces_attention(
+    query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, lengths: tuple[int, ...], scaling: float | None
 ) -> Tensor:
-    import xformers.ops as xops
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
+    """``[T, H, D]``: each piece of a row attends to itself alone."""
+    scale = query_HTD.shape[-1] ** -0.5 if scaling is None else scaling
+    backend = backend_for(query_HTD)
+    if backend == "sdpa":
+        return _pieces_batch(query_HTD, key_HTD, value_HTD, lengths, scale)
+    query, key, value = (x.transpose(0, 1) for x in (query_HTD, key_HTD, value_HTD))
+    return attend(query, key, value, windows_of(lengths, query.device), scale, backend)
 
-    blocks = blocks_of(layout, query_HTD.device)
-    fold = query_HTD.shape[0] // key_JTD.shape[0]
-    query = query_HTD.transpose(0, 1)
-    key, value = (x.transpose(0, 1).index_select(0, blocks.gather).repeat_interleave(fold, 1) for x in (key_JTD, value_JTD))
-    bias = BlockDiagonalCausalFromBottomRightMask.from_seqlens(q_seqlen=blocks.query_lengths, kv_seqlen=blocks.key_lengths)
-    out: Tensor = xops.memory_efficient_attention(query[None].contiguous(), key[None], value[None], attn_bias=bias, scale=scaling)
-    return out[0]
+
+def _pieces_batch(query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, lengths: tuple[int, ...], scaling: float) -> Tensor:
+    """Public SDPA, pieces of one length as one batch: as many calls as there are lengths."""
+    heads, _, width = query_HTD.shape
+    kinds, order, back = by_length(lengths, query_HTD.device)
+    rows = [x.transpose(0, 1) for x in (query_HTD, key_HTD, value_HTD)]
+    if order is not None:
+        rows = [x.index_select(0, order) for x in rows]
+    outs, at = [], 0
+    for count, length in kinds:
+        q, k, v = (x[at : at + count * length].reshape(count, length, heads, width).transpose(1, 2) for x in rows)
+        out = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        outs.append(out.transpose(1, 2).reshape(count * length, heads, width))
+        at += count * length
+    whole = outs[0] if len(outs) == 1 else torch.cat(outs)
+    return whole if back is None else whole.index_select(0, back)
 
 
 # ---------------------------------------------------------------- sampling

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,27 +156,90 @@ def _mask(members: Sequence[Piece], num_q: int, num_p: int, device: torch.device
 
 @dataclass
 class Blocks:
-    """Keys gathered as ``[prompt][prompt, suffix 1][prompt, suffix 2]...``, so every block is causal from the bottom right."""
+    """A row cut for variable-length kernels: queries as they stand, keys in the order ``gather`` (None: as they stand).
 
-    gather: Tensor
+    Block b has ``query_lengths[b]`` queries and ``key_lengths[b]`` keys; ``cu_*`` are the borders, int32. ``causal``: the last
+    query of a block reads all of its keys, each earlier one a key less. ``kept`` is for what a back end makes of them.
+    """
+
+    gather: Tensor | None
     query_lengths: list[int]
     key_lengths: list[int]
     cu_queries: Tensor
     cu_keys: Tensor
+    causal: bool
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def allowed(self) -> Tensor:
+        """Bool ``[T, S]``: which query reads which of the gathered keys. For comparisons."""
+        shape = (sum(self.query_lengths), sum(self.key_lengths))
+        mask = torch.zeros(shape, dtype=torch.bool, device=self.cu_queries.device)
+        at_q = at_k = 0
+        for queries, keys in zip(self.query_lengths, self.key_lengths, strict=True):
+            block = torch.ones(queries, keys, dtype=torch.bool, device=mask.device)
+            mask[at_q : at_q + queries, at_k : at_k + keys] = block.tril(keys - queries) if self.causal else block
+            at_q, at_k = at_q + queries, at_k + keys
+        return mask
 
 
 @functools.lru_cache(4)
 @torch.inference_mode(False)
 def blocks_of(layout: PrefixLayout, device: torch.device) -> Blocks:
-    """The blocks of a layout; the last few are kept."""
-    gather, query_lengths, key_lengths = [], [], []
-    for piece in pieces_of(layout):
-        gather.append(np.arange(piece.prompt_start, piece.prompt_start + piece.prompt_length))
-        gather.append(np.arange(piece.start, piece.start + piece.length))
-        query_lengths.append(piece.length)
-        key_lengths.append(piece.prompt_length + piece.length)
-    cu_q, cu_k = (
-        torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
-        for lengths in (query_lengths, key_lengths)
-    )
-    return Blocks(torch.from_numpy(np.concatenate(gather)).to(device), query_lengths, key_lengths, cu_q, cu_k)
+    """The blocks of a packed row; the last few are kept.
+
+    A prompt and the first suffix behind it are one causal block. Each further suffix is a block with the prompt's keys before its
+    own, so a group of n suffixes copies its prompt's keys n - 1 times.
+    """
+    gather, query_lengths, key_lengths, copied = [], [], [], False
+    at = 0
+    for prompt, suffixes in layout.groups:
+        start, alone = at + prompt, True
+        for length in (one for one in suffixes if one):
+            if alone:
+                gather.append(np.arange(at, start + length))
+                query_lengths.append(prompt + length)
+            else:
+                gather += [np.arange(at, at + prompt), np.arange(start, start + length)]
+                query_lengths.append(length)
+                copied = True
+            key_lengths.append(prompt + length)
+            start, alone = start + length, False
+        if alone:
+            gather.append(np.arange(at, start))
+            query_lengths.append(prompt)
+            key_lengths.append(prompt)
+        at = start
+    index = torch.from_numpy(np.concatenate(gather)).to(device) if copied else None
+    return Blocks(index, query_lengths, key_lengths, _borders(query_lengths, device), _borders(key_lengths, device), True)
+
+
+@functools.lru_cache(8)
+@torch.inference_mode(False)
+def windows_of(lengths: tuple[int, ...], device: torch.device) -> Blocks:
+    """Runs of these lengths, one behind the other, each reading itself and nothing else; the last few are kept."""
+    borders = _borders(lengths, device)
+    return Blocks(None, list(lengths), list(lengths), borders, borders, False)
+
+
+def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+@functools.lru_cache(8)
+@torch.inference_mode(False)
+def by_length(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[int, int]], Tensor | None, Tensor | None]:
+    """Runs put together by length: ``(number, length)`` of each kind, the order of rows that brings like to like, the way back.
+
+    Both orders are None when there is nothing to move.
+    """
+    starts = np.cumsum([0, *lengths[:-1]])
+    kinds = sorted({length for length in lengths if length})
+    members = [[start for start, length in zip(starts.tolist(), lengths, strict=True) if length == kind] for kind in kinds]
+    counts = [(len(own), kind) for own, kind in zip(members, kinds, strict=True)]
+    if len(kinds) <= 1:
+        return counts, None, None
+    rows = [np.add.outer(own, np.arange(kind)).ravel() for own, kind in zip(members, kinds, strict=True)]
+    order = np.concatenate(rows)
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return counts, torch.from_numpy(order).to(device), torch.from_numpy(back).to(device)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .attention import NAME, one_call_per_layer, register
 from .backbone import project_patches_by_matmul
 from .families.base import Family, TinySizes
 from .families.registry import family_of
@@ -86,7 +87,7 @@ def tiny_random(
     initializer_range: float = 0.2,
     corpus: Sequence[str] = CORPUS,
     chat_template: str | None = None,
-    attention: str = "foveate",
+    attention: str = NAME,
 ) -> VLM:
     """A small random model of a family, fp32 on the CPU, without any file; the global random state is not touched.
 
@@ -109,6 +110,7 @@ def tiny_random(
     )
     model = build_model(family, tokenizer, sizes, seed, _attention(attention))
     project_patches_by_matmul(model)
+    one_call_per_layer(model)
     token_px = (sizes.patch_size * merge_size) ** 2
     image = family.settings(
         patch_size=sizes.patch_size,
@@ -120,14 +122,11 @@ def tiny_random(
     return VLM(model, renderer, family, f"{family.name}-tiny", tokenizer)
 
 
-def _attention(name: str) -> str | dict[str, str]:
-    """The value for ``attn_implementation``; "foveate" is for the language model, never for the vision tower."""
-    if name != "foveate":
-        return name
-    from .attention import register
-
-    register()
-    return {"text_config": "foveate", "vision_config": "sdpa"}
+def _attention(name: str) -> str:
+    """The value for ``attn_implementation``, known to transformers."""
+    if name == NAME:
+        register()
+    return name
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------------
@@ -141,7 +140,7 @@ def load(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     freeze: Sequence[str] = (),
-    attention: str = "foveate",
+    attention: str = NAME,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> VLM:
@@ -182,6 +181,7 @@ def load(
             f"{folder}: {len(missing)} weights are missing, such as {missing[0]}; the download or the checkpoint is incomplete"
         )
     project_patches_by_matmul(model)
+    one_call_per_layer(model)
     vlm = VLM(model.to(target).eval(), renderer, family, str(name), tokenizer, folder)
     freeze_groups(vlm, freeze)
     return vlm
