@@ -68,12 +68,13 @@ def train(
     redo: Annotated[str | None, typer.Option(help="Train a stage and those after it anew; the stages before it stay.")] = None,
 ) -> None:
     """Train a recipe, or go on with it where it stopped."""
+    from .launched import as_ranks
     from .run_folder import default_folder, prepare, read_summary
     from .train.config import RunConfig
     from .train.recipes import load_any
 
     config = load_any(recipe, overrides or [])
-    ready = prepare(run or default_folder(recipe), config, resume, fresh, redo)
+    ready = as_ranks(lambda: prepare(run or default_folder(recipe), config, resume, fresh, redo), out)
     stages = [config] if isinstance(config, RunConfig) else [stage.run for stage in config.stages]
     much = f"{sum(stage.steps for stage in stages)} steps" + (f" in {len(stages)} stages" if len(stages) > 1 else "")
     out.print(f"[bold]{escape(config.name)}[/] on {escape(stages[0].model.name)}: {much}, in {escape(str(ready.folder))}")
@@ -244,28 +245,39 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 @app.command()
 def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe to look at as well: its data, plan, tools and engine.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Measure this model; default: the embedded one and random ones of every family.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    run: Annotated[Path | None, typer.Option(help="Folder of the run, for the room on its disk; default: as in train.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the data that are shown and rendered.")] = 32,
 ) -> None:
-    """Versions and devices, and how far the log-probs of rollouts and of training are apart, with pictures."""
-    from . import doctor as checks
+    """What this machine can do, what a recipe needs of it, and whether sampling and training agree, with pictures.
 
-    findings = []
-    for finding in (*checks.versions(), checks.torchvision(), *checks.devices()):
-        findings.append(finding)
+    Green, yellow or red, each with the mend; the exit status is 1 when a line is red.
+    """
+    from . import doctor as checks
+    from .run_folder import default_folder
+    from .train.recipes import load_any
+
+    config = None if recipe is None else load_any(recipe, overrides or [])
+    folder = run or (Path("runs") if recipe is None else default_folder(recipe.partition("#")[0]))
+    bad = False
+    for finding in checks.examine(config, model=model, device=device, run=folder, rows=rows):
         show_finding(finding)
-    for finding in checks.agreement(model, device):
-        findings.append(finding)
-        show_finding(finding)
-    if any(finding.ok is False for finding in findings):
+        bad |= finding.ok is False
+    if bad:
         raise typer.Exit(1)
 
 
 def show_finding(finding: Finding) -> None:
-    mark = {None: " ", True: "[green]✓[/]", False: "[red]✗[/]"}[finding.ok]
-    out.print(f"{mark} [bold]{finding.topic:<18}[/] {escape(finding.text)}", soft_wrap=True)
+    mark = {"note": " ", "green": "[green]✓[/]", "yellow": "[yellow]![/]", "red": "[red]✗[/]"}[finding.level]
+    out.print(f"{mark} [bold]{escape(f'{finding.topic:<18}')}[/] {escape(finding.text)}", soft_wrap=True)
+    for what, text in (("expected", finding.expected), ("mend", finding.mend)):
+        if text:
+            out.print(f"  {'':<18} [dim]{what}:[/] {escape(text)}", soft_wrap=True)
 
 
 def explain(error: Exception) -> str:
@@ -278,8 +290,8 @@ def explain(error: Exception) -> str:
 
 
 def main() -> None:
-    """Run the command line. A `ValueError` is a mistake in what was asked and is said in one paragraph, without a traceback; so is
-    a server that does not answer."""
+    """Run the command line. A `ValueError` is a mistake in what was asked and is said in one paragraph, without a traceback; so
+    is a server that does not answer."""
     from .eval.chat import ServerError
 
     debug = "--debug" in sys.argv

@@ -1,119 +1,188 @@
-"""What this machine can do, and whether sampling and training agree on it (law 7), measured with pictures."""
+"""``foveate doctor``: what this machine can do, what a recipe will need of it, and whether everything that must agree does.
+
+Without a recipe: versions, devices, and law 7 on the embedded model and on random ones of every family. With one, also its data,
+plan, processor, tools and engine, stage by stage. Each line is green, yellow or red, and says how to mend what is not green.
+"""
 
 from __future__ import annotations
 
-import importlib
-import os
-import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import metadata, util
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
 import torch
 
-from . import __version__
-from .vlm.backbone import hidden_rows
-from .vlm.generate import Engine, HFEngine, Sampling
-from .vlm.images import Picture
+from .checkup.agreement import (
+    TOLERANCE,
+    Probe,
+    engine_findings,
+    limit_of,
+    logprob_difference,
+)
+from .checkup.data import Rows, look_at_data
+from .checkup.findings import Finding, gib
+from .checkup.machine import Machine, devices, look
+from .checkup.model import Known, known, sizes
+from .checkup.plan import checkpoint_bytes, engine_of, kept_checkpoints, look_at, plan_findings
+from .checkup.tokens import token_findings
+from .checkup.tools import call_finding, dialect_findings, uses_tools
+from .checkup.versions import Version, audio, installed, needed, torchvision, versions
+from .train.config import RunConfig
+from .train.engine_settings import HFEnginePart, ServersEnginePart, VLLMEnginePart
+from .train.staged import StagedConfig, rehearsing
+from .train.sync import build_engine, sync
+from .train.update import compute_dtype
+from .vlm.engines import CopyEngine, EngineError
+from .vlm.folder import LoadError
+from .vlm.generate import Sampling
 from .vlm.load import VLM, load, tiny_random
-from .vlm.logprobs import token_logprobs
-from .vlm.messages import Message
-from .vlm.packing import pack
-from .vlm.records import Sample, View
-from .vlm.rollout import rollout
+from .vlm.render import RenderError
+
+__all__ = [
+    "RANDOM_FAMILIES", "TOLERANCE", "Finding", "agreement", "devices", "examine", "logprob_difference", "recipe_findings",
+    "torchvision", "versions",
+]  # fmt: skip
+
+
+@dataclass
+class Heard:
+    """What is known from the stages before: what was checked of a model, and how much of the disk they keep."""
+
+    checked: set[tuple[object, ...]] = field(default_factory=set)
+    disk_bytes: int = 0
+
 
 RANDOM_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
-LEAST = {"torch": "2.11", "transformers": "5.17"}
-OPTIONAL = ("vllm", "deepspeed", "peft", "accelerate", "xformers", "decord", "wandb", "trackio", "gradio", "trl")
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""Largest difference of a token's two log-probs that is arithmetic and not a mistake."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. ``ok`` None: nothing to judge."""
+def examine(
+    config: RunConfig | StagedConfig | None,
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    run: Path = Path("runs"),
+    rows: int = 32,
+) -> Iterator[Finding]:
+    """All lines, one after the other as they are found."""
+    yield from versions()
+    yield torchvision()
+    yield from audio()
+    machine = look()
+    yield from devices(machine)
+    if config is None or model is not None:
+        yield from agreement(model, device)
+    if config is None:
+        return
+    stages = {"": config} if isinstance(config, RunConfig) else {one.name: one.run for one in rehearsing(config.stages)}
+    heard = Heard()
+    for name, stage in stages.items():
+        for finding in recipe_findings(stage, machine, device=device, run=run, rows=rows, heard=heard):
+            topic = f"{name}: {finding.topic}" if name else finding.topic
+            yield Finding(topic, finding.text, finding.level, finding.expected, finding.mend)
 
-    topic: str
-    text: str
-    ok: bool | None = None
 
-
-def versions() -> Iterator[Finding]:
-    """Python, our code, the libraries it stands on, and those it can use."""
-    yield Finding("foveate", f"{__version__}, Python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name, least in LEAST.items():
-        version = metadata.version(name)
-        yield Finding(name, version + f" (needs {least} or newer)", _numbers(version) >= _numbers(least))
-    module = importlib.import_module("datasets")
-    yield Finding("datasets", f"{metadata.version('datasets')} in {module.__path__[0]}", "load_dataset" in vars(module))
-    found = {name: _version(name) for name in OPTIONAL}
-    yield Finding("optional", ", ".join(f"{name} {version}" for name, version in found.items() if version) or "none")
-    absent = [name for name, version in found.items() if not version]
-    if absent:
-        yield Finding("not installed", ", ".join(absent))
-
-
-def torchvision() -> Finding:
-    """Whether pictures and videos of transformers' processors work here."""
-    version = _version("torchvision")
-    if version is None:
-        return Finding("torchvision", "not installed: Qwen's processors cannot be loaded; pip install torchvision==0.28.0", False)
-    built_for = "CPU" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
+def recipe_findings(
+    config: RunConfig,
+    machine: Machine,
+    *,
+    device: str = "auto",
+    run: Path = Path("runs"),
+    rows: int = 32,
+    version: Version = installed,
+    heard: Heard | None = None,
+) -> Iterator[Finding]:
+    """One recipe, or one stage. ``heard`` remembers the stages before."""
+    heard = heard or Heard()
+    yield from _libraries(config, version)
     try:
-        importlib.import_module("torchvision.transforms.v2")
-    except (ImportError, RuntimeError, OSError) as error:
-        return Finding("torchvision", f"{version} does not load beside torch for {built_for}: {error}", False)
-    return Finding("torchvision", f"{version} loads beside torch for {built_for}", True)
+        model = known(config.model)
+    except LoadError as error:
+        yield Finding("model", str(error), "red", "a model's folder or name", "see the line itself; a local folder always works")
+        return
+    data = look_at_data(config, model.family, rows)
+    yield from data.findings
+    yield from _plan(config, model, data, machine, run, heard)
+    yield from dialect_findings(config, model.renderer) if uses_tools(config) else ()
+    once = (config.model.name, config.model.min_pixels, config.model.max_pixels)
+    if once not in heard.checked:
+        yield from token_findings(model, chosen=bool(config.model.min_pixels or config.model.max_pixels))
+    played = (*once, config.model.freeze, repr(engine_of(config)), config.sampling.temperature, config.sampling.top_p)
+    if config.signals[0].kind != "sft" and played not in heard.checked:
+        yield from _played(config, model, data, machine, device)
+    heard.checked |= {once, played}
 
 
-def devices() -> Iterator[Finding]:
-    """CPU cores and GPUs."""
-    cores = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count()
-    yield Finding("CPU", f"{cores} cores, torch uses {torch.get_num_threads()} threads")
-    if not torch.cuda.is_available():
-        yield Finding("GPU", "none that torch can use")
-    for index in range(torch.cuda.device_count()):
-        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
-        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
-        yield Finding(f"GPU {index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB, {bf16}")
+def _libraries(config: RunConfig, version: Version) -> Iterator[Finding]:
+    if isinstance(engine_of(config), VLLMEnginePart):
+        yield from needed("vllm", "the recipe samples with it", "pip install 'foveate[vllm]', or engine={kind: hf}", version)
+    if config.model_dump().get("distributed"):
+        for name in ("deepspeed", "accelerate"):
+            yield from needed(name, "the recipe is distributed", "pip install 'foveate[train]'", version)
+    for name in ("wandb", "trackio"):
+        if name in config.loggers:
+            yield from needed(name, "the recipe logs to it", f"pip install {name}, or loggers=[tensorboard]", version)
 
 
-def logprob_difference(
-    vlm: VLM, engine: Engine | None = None, *, num_prompts: int = 3, n: int = 4, max_new_tokens: int = 24
-) -> tuple[float, float, int]:
-    """``(largest, mean, tokens)``: how far the engine's log-probs of its own tokens lie from the trainer's, in nats.
+def _plan(config: RunConfig, model: Known, data: Rows, machine: Machine, run: Path, heard: Heard) -> Iterator[Finding]:
+    if not data.students:
+        yield Finding("plan", "not made: no sample can be shown", "yellow", "samples", "mend the data first")
+        return
+    try:
+        seen = look_at(model.renderer, data.students, data.teachers)
+    except RenderError as error:
+        yield Finding("plan", str(error), "red", "views that can be written as tokens", "see the line itself")
+        return
+    counted = sizes(model)
+    yield from plan_findings(config, counted, seen, machine, run, heard.disk_bytes)
+    heard.disk_bytes += kept_checkpoints(config) * checkpoint_bytes(config, counted)
 
-    Prompts with one to ``num_prompts`` pictures of different sizes; the trainer's side is the packed forward of the update.
-    """
-    draw = np.random.default_rng(0)
-    pairs = []
-    for index in range(num_prompts):
-        pictures = [
-            Picture.of(draw.integers(0, 256, (96 + 32 * place, 160 - 32 * index, 3), np.uint8)) for place in range(index + 1)
-        ]
-        view = View("student", (Message.user(*pictures, "What is in the pictures?"),))
-        pairs.append((Sample(id=f"doctor-{index}", question="", images=tuple(pictures)), view))
-    engine = engine or HFEngine(vlm)
-    groups = rollout(pairs, engine, vlm.renderer, n=n, sampling=Sampling(max_new_tokens=max_new_tokens), seed=0)
-    rendered = [[vlm.renderer.render(one.view, one.turns, one.sample_id) for one in group.rollouts] for group in groups]
-    packed = pack([(own[0].prompt, [one.suffix for one in own]) for own in rendered])
-    places = [
-        packed.suffix_starts[index] + place
-        for index, one in enumerate(one for own in rendered for one in own)
-        for span in one.action_spans
-        for place in span
-    ]
-    keep_R = torch.tensor(places)
-    with torch.no_grad():
-        hidden = hidden_rows(vlm, packed, keep_R)
-    targets = packed.targets_R[keep_R].to(hidden.device)
-    trained = token_logprobs(hidden, vlm.head_weight, targets, banned_ids=vlm.renderer.banned_ids).cpu().double()
-    sampled = torch.tensor(
-        [value for group in groups for one in group.rollouts for turn in one.turns for value in turn.action_logprobs_K]
-    )
-    difference = (trained - sampled.double()).abs()
-    return float(difference.max()), float(difference.mean()), len(difference)
+
+def _played(config: RunConfig, model: Known, data: Rows, machine: Machine, device: str) -> Iterator[Finding]:
+    """The checks that need the weights: they are made where the weights are here and fit."""
+    topic = "log-probs"
+    if not model.has_weights:
+        yield Finding(
+            topic, f"not measured: the weights of {model.name} are not here", "yellow", "the weights on this machine",
+            f"hf download {model.name}, then again",
+        )  # fmt: skip
+        return
+    target = config.model.device if device == "auto" else device
+    need = sum(path.stat().st_size for path in model.folder.glob("*.safetensors")) * (2 if config.model.dtype == "float32" else 1)
+    on_gpu = bool(machine.gpus) and not target.startswith("cpu")
+    free = machine.gpus[0].free_bytes if on_gpu else machine.ram_free_bytes
+    if 1.3 * need > free:
+        yield Finding(
+            topic, f"not measured: about {gib(1.3 * need)} are needed and {gib(free)} free", "yellow", "room for the weights",
+            "run the doctor on the machine that trains",
+        )  # fmt: skip
+        return
+    try:
+        part = config.model
+        vlm = load(
+            part.name, dtype=part.dtype, device=target, min_pixels=part.min_pixels, max_pixels=part.max_pixels, freeze=part.freeze
+        )
+        yield from _engine(config, vlm, data)
+    except (EngineError, LoadError) as error:
+        yield Finding(topic, str(error), "red", "an engine that answers", "see the line itself, and docs/vllm.md")
+
+
+def _engine(config: RunConfig, vlm: VLM, data: Rows) -> Iterator[Finding]:
+    part, sampling = engine_of(config), config.sampling
+    autocast = compute_dtype(vlm, config.model.compute)
+    engine = build_engine(part, vlm, autocast)
+    try:
+        probe = Probe(
+            Sampling(sampling.temperature or 1.0, sampling.top_p, sampling.top_k, min(24, sampling.max_new_tokens)),
+            autocast,
+            limit_of(vlm, engine, autocast),
+            vision=not {"vision", "projector"} <= set(config.model.freeze),
+        )
+        yield from engine_findings(vlm, engine, probe, lambda version: sync(engine, vlm, version))
+        if sampling.max_turns > 1 and data.students:
+            yield call_finding(config, vlm.family, engine, vlm.renderer, data.samples[0], data.students[0])
+    finally:
+        if isinstance(engine, CopyEngine) and not isinstance(part, HFEnginePart | ServersEnginePart):
+            engine.close()
 
 
 def agreement(model: str | None, device: str) -> Iterator[Finding]:
@@ -124,22 +193,11 @@ def agreement(model: str | None, device: str) -> Iterator[Finding]:
         largest, mean, tokens = logprob_difference(vlm)
         limit = TOLERANCE.get(vlm.dtype, 0.1)
         text = f"rollout and trainer differ by at most {largest:.1e} nats, {mean:.1e} on average, over {tokens} tokens"
-        label = f"random {name}" if name in RANDOM_FAMILIES else name
+        right = largest <= limit
         yield Finding(
-            label,
+            f"random {name}" if name in RANDOM_FAMILIES else name,
             f"{text} ({str(vlm.dtype).removeprefix('torch.')} on {vlm.device}; up to {limit:.0e} is arithmetic)",
-            largest <= limit,
+            "green" if right else "red",
+            "" if right else "arithmetic only",
+            "" if right else f"torch {torch.__version__} computes something else here: try the tested versions",
         )
-
-
-def _version(name: str) -> str | None:
-    if util.find_spec(name) is None:
-        return None
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(piece) for piece in version.partition("+")[0].split(".")[:2] if piece.isdigit())

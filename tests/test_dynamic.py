@@ -41,9 +41,9 @@ class Played:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
 
-    def play(self, step: int, engine: object, renderer: object, places: range) -> list[Group]:
+    def play(self, step: int, engine: object, renderer: object, places: range, then: Any) -> list[Group]:
         self.asked.append(list(places))
-        return [group_of("K", "no") if place % 3 == 0 else group_of("K", "K") for place in places]
+        return then([group_of("K", "no") if place % 3 == 0 else group_of("K", "K") for place in places])
 
 
 @pytest.mark.parametrize(

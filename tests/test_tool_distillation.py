@@ -167,9 +167,8 @@ def test_an_observation_is_read_by_the_teacher_and_teaches_nothing_itself(vlm: V
 
     teacher = other_teacher(vlm)
     seen = make_view(made, resolve_view(ZOOMED), "teacher")
-    one, two = (
-        sampled_logprobs(teacher.vlm, [(rollout(shown, None), seen)], micro_tokens=100_000, temperature=1.0)[0] for shown in (5, 6)
-    )
+    both = [(rollout(shown, None), seen) for shown in (5, 6)]
+    one, two = (sampled_logprobs(teacher.vlm, [pair], micro_tokens=100_000, temperature=1.0)[0] for pair in both)
     assert one[0] == pytest.approx(two[0], abs=1e-6), "what comes later changes nothing before"
     assert max(abs(a - b) for a, b in zip(one[1], two[1], strict=True)) > 1e-4, "the teacher reads what the tool showed"
 

@@ -8,7 +8,7 @@ micro-batches, or spread over ranks, therefore has the loss of the whole (law 6)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -73,7 +73,7 @@ class Batch:
     """One packed forward pass and what each of its loss rows teaches.
 
     ``keep_R`` are the suffix tokens of ``packed`` that carry a loss; ``targets_R`` their ids. ``teacher`` packs the same actions
-    behind the teacher's prompts, ``teacher_keep_R`` are its rows for the kd streams.
+    behind the teacher's prompts, ``teacher_keep_R`` are its rows for the kd streams. Rows at the end without an address are idle.
     """
 
     packed: Packed
@@ -94,10 +94,22 @@ class _Sequence:
     rollout: Rollout
     rendered: Rendered
     signals: tuple[Signal, ...]
+    idle: bool = False
 
     @property
     def prefix(self) -> tuple[str, View]:
         return self.rollout.group_id, self.rollout.view
+
+
+Cut = list[list[_Sequence]]
+"""The groups of one batch."""
+
+
+def rendered_sequence(signals: Sequence[Signal], renderer: Renderer, idle: Rollout | None = None) -> _Sequence:
+    """A rollout with its signals. ``idle``: one that is read and teaches nothing (see `lockstep`); the last of its batch."""
+    rollout = idle or signals[0].rollout
+    rendered = renderer.render(rollout.view, rollout.turns, rollout.sample_id)
+    return _Sequence(rollout, rendered, tuple(signals), idle is not None)
 
 
 def make_batches(
@@ -107,26 +119,28 @@ def make_batches(
     micro_tokens: int,
     totals: Denominators | None = None,
     longest_tokens: int | None = None,
+    level: Callable[[list[Cut]], list[Cut]] | None = None,
 ) -> list[Batch]:
     """Pack signals into batches of about ``micro_tokens`` tokens; the rollouts of a prompt are never separated.
 
     ``totals``: denominators of the whole step when ``signals`` are only this rank's share. ``longest_tokens``: the most action
-    tokens that a rollout can have (for reduction constant). Signals without a stream are left out; if all are, there is no batch.
+    tokens that a rollout can have (for reduction constant). ``level`` has the last word on what is packed together (`lockstep`).
+    Signals without a stream are left out; if all are, there is no batch.
     """
     totals = denominators(signals, streams, longest_tokens) if totals is None else totals
-    batches: list[Batch] = []
-    open_groups: list[list[_Sequence]] = []
+    cuts: list[Cut] = []
+    open_groups: Cut = []
     open_tokens = 0
     for group in _groups(signals, renderer):
         tokens = len(group[0].rendered.prompt) + sum(len(sequence.rendered.suffix) for sequence in group)
         if open_groups and open_tokens + tokens > micro_tokens:
-            batches.append(_batch(open_groups, streams, totals, renderer))
+            cuts.append(open_groups)
             open_groups, open_tokens = [], 0
         open_groups.append(group)
         open_tokens += tokens
     if open_groups:
-        batches.append(_batch(open_groups, streams, totals, renderer))
-    return batches
+        cuts.append(open_groups)
+    return [_batch(groups, streams, totals, renderer) for groups in (cuts if level is None else level(cuts))]
 
 
 def _groups(signals: Sequence[Signal], renderer: Renderer) -> list[list[_Sequence]]:
@@ -136,9 +150,7 @@ def _groups(signals: Sequence[Signal], renderer: Renderer) -> list[list[_Sequenc
             by_rollout.setdefault((signal.rollout.group_id, signal.rollout.index), []).append(signal)
     groups: dict[str, list[_Sequence]] = {}
     for (group_id, _), same in by_rollout.items():
-        rollout = same[0].rollout
-        rendered = renderer.render(rollout.view, rollout.turns, rollout.sample_id)
-        groups.setdefault(group_id, []).append(_Sequence(rollout, rendered, tuple(same)))
+        groups.setdefault(group_id, []).append(rendered_sequence(same, renderer))
     for group_id, sequences in groups.items():
         if any(sequence.rollout.view != sequences[0].rollout.view for sequence in sequences):
             raise ValueError(f"group {group_id}: its rollouts have different student views and cannot share a prompt")
@@ -156,7 +168,7 @@ def _batch(groups: list[list[_Sequence]], streams: Mapping[str, Stream], totals:
         first_row.append(len(keep))
         for turn, span in enumerate(sequence.rendered.action_spans):
             keep += [offset + place for place in span]
-            addresses += [RowAddress(sequence.rollout, turn, k) for k in range(len(span))]
+            addresses += [] if sequence.idle else [RowAddress(sequence.rollout, turn, k) for k in range(len(span))]
         offset += len(sequence.rendered.suffix)
     keep_R = torch.tensor(keep, dtype=torch.long)
     batch = Batch(packed, keep_R, packed.targets_R[keep_R], addresses)

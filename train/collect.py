@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..datasets.curriculum import Sampler
+from ..datasets.curriculum import Pick, Sampler
 from ..datasets.leaks import check_student_view
 from ..datasets.mix import draw
 from ..datasets.trajectories import Trajectory, drop_thoughts
@@ -17,6 +18,7 @@ from ..vlm.render import Renderer
 from ..vlm.rollout import derive_seed, rollout
 from .config import SamplingPart
 from .protocols import Protocols
+from .ranks import ALONE, Ranks
 from .script import play_script
 from .signals.settings import SftSignal
 
@@ -42,35 +44,56 @@ class Task:
     """Groups played beforehand, used in turn in place of new ones."""
     version: Callable[[int], int] = int
     """The policy version of the weights that play in a step: the step itself, where they are the student's."""
+    ranks: Ranks = ALONE
+    """Who plays: each rank its share of the prompts."""
 
     def pooled(self, size: int, engine: Engine, renderer: Renderer) -> Task:
         """This task with at least ``size`` groups played now, with the weights that the engine has now."""
         groups = [group for step in range(-(-size // self.prompts)) for group in self.play(step, engine, renderer)]
         return dataclasses.replace(self, pool=tuple(groups))
 
-    def play(self, step: int, engine: Engine, renderer: Renderer, places: range | None = None) -> list[Group]:
+    def play(
+        self,
+        step: int,
+        engine: Engine,
+        renderer: Renderer,
+        places: range | None = None,
+        then: Callable[[list[Group]], list[Group]] = list,
+    ) -> list[Group]:
         """The step's rollouts: sampled now, or the pool's next. ``places``: the draws of the step that are played, the first
-        ``prompts`` unless given."""
+        ``prompts`` unless given. ``then`` is done to each rank's groups before all ranks have them."""
         places = places or range(self.prompts)
         if self.pool:
             return [_named(self.pool[(step * self.prompts + place) % len(self.pool)], self.name, step, place) for place in places]
         sampling = Sampling(self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, self.sampling.max_new_tokens)
         seed = self.seed * 1_000_003 + step
-        picks = self.sampler.pick(step, places)
-        groups = rollout(
-            [(pick.sample, self.view_of(pick.sample, pick.hint)) for pick in picks],
-            engine,
-            renderer,
-            n=[self.rollouts if pick.rollouts is None else pick.rollouts for pick in picks],
-            sampling=sampling,
-            seed=derive_seed(seed, places.start) if places.start else seed,  # a sample met again in a later round is played anew
-            policy_version=self.version(step),
-            rules=self.protocols.rules,
-        )
-        return [
-            dataclasses.replace(_named(group, self.name, step, place), weight=pick.weight)
-            for place, pick, group in zip(places, picks, groups, strict=True)
-        ]
+        seed = derive_seed(seed, places.start) if places.start else seed  # a sample met again in a later round is played anew
+        met = Counter[str]()
+        draws = []
+        for place, pick in zip(places, self.sampler.pick(step, places), strict=True):
+            draws.append((place, pick, met[pick.sample.id]))
+            met[pick.sample.id] += 1
+
+        def played(mine: list[tuple[int, Pick, int]]) -> list[Group]:
+            groups = rollout(
+                [(pick.sample, self.view_of(pick.sample, pick.hint)) for _, pick, _ in mine],
+                engine,
+                renderer,
+                n=[self.rollouts if pick.rollouts is None else pick.rollouts for _, pick, _ in mine],
+                sampling=sampling,
+                seed=seed,
+                policy_version=self.version(step),
+                rules=self.protocols.rules,
+                earlier=[earlier for _, _, earlier in mine],
+            )
+            return then(
+                [
+                    dataclasses.replace(_named(group, self.name, step, place), weight=pick.weight)
+                    for (place, pick, _), group in zip(mine, groups, strict=True)
+                ]
+            )
+
+        return self.ranks.each(draws, played)
 
     def script(self, step: int, signal: SftSignal, scripts: Sequence[Trajectory], renderer: Renderer) -> list[Group]:
         """The step's trajectories as if the model had said them, or without any, the signal's target text for each sample."""

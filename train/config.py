@@ -16,6 +16,7 @@ from ..datasets.spec import DataSpec
 from ..datasets.views import ViewSpec, resolve_view
 from ..visual_tools.spec import ToolsSpec
 from .curriculum_settings import check_curriculum
+from .distributed_settings import DistributedPart, check_distributed
 from .engine_settings import EnginePart, HFEnginePart
 from .replay_settings import ReplaySpec, check_replay
 from .signals.distill_settings import DistillSignal
@@ -220,6 +221,8 @@ class RunConfig(Part):
     """Packed tokens per forward pass; a group is never cut."""
     threads: int | None = pydantic.Field(None, ge=1)
     """CPU threads of torch; None: torch's own choice."""
+    distributed: DistributedPart = DistributedPart()
+    """How the ranks of torchrun, deepspeed or accelerate share the work; a process on its own needs none of it."""
     leak_check: bool = True
     """Refuse student views that carry something privileged."""
     eval: EvalPart | None = None
@@ -269,6 +272,7 @@ class RunConfig(Part):
         check_teacher(self)
         check_transforms(self)
         check_replay(self)
+        check_distributed(self)
         return self
 
     def _gate_sense(self) -> None:

@@ -64,7 +64,7 @@ def play(
         return score_groups(groups, grpo.reward, lambda queries: continued(queries, engine, renderer))
 
     for _ in range(1 + grpo.extra_rounds):
-        played = score(task.play(step, engine, renderer, range(len(before), len(before) + missing)))
+        played = task.play(step, engine, renderer, range(len(before), len(before) + missing), score)
         before += played
         groups += change(played, score)
         missing = task.prompts - sum(None in reasons(group, grpo) for group in groups)

@@ -10,15 +10,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..rewards.combine import score_group
 from ..vlm.records import Signal
-from . import experience, metrics, showing
+from . import distributed, experience, metrics, showing
 from .batch import make_batches
 from .config import RunConfig, SftSignal
 from .experience import Played
+from .lockstep import in_step
 from .progress import ProgressBar
 from .run import Evaluator, Origin, Run
 from .signals.mix import mixed
+from .streams import denominators
 from .sync import resting
 from .update import Gradients, Tally, accumulate, remember_start
 
@@ -54,9 +55,11 @@ def _train(run: Run, finish: Finish | None) -> dict[str, Any]:
     if not run.restore():
         run.progress.before = run.evaluate(whole=True)
         run.save()
-    with ProgressBar(config.name, run.progress.step, config.steps) as bar, _StopAsked() as stop:
+    quiet = not run.ranks.is_first
+    with ProgressBar(config.name, run.progress.step, config.steps, quiet=quiet) as bar, _StopAsked() as stop:
         while not run.done:
             step(run)
+            stop.asked = run.ranks.any(stop.asked)
             bar.show(run.progress.step, run.recorder.last)
             if not run.done and config.eval is not None and config.eval.every and run.progress.step % config.eval.every == 0:
                 run.evaluate(whole=False)
@@ -76,23 +79,26 @@ def _train(run: Run, finish: Finish | None) -> dict[str, Any]:
     }
     summary = metrics.summary(config, run.progress, after, extra)
     run.recorder.summary(summary)
+    run.ranks.wait()
     return summary
 
 
 def step(run: Run) -> None:
     """Experience, update, teacher, records."""
     start, number = time.perf_counter(), run.progress.step + 1
-    experienced, signals = collect(run, number - 1)
+    with run.spread.whole():
+        experienced, signals = collect(run, number - 1)
+        if number == 1:
+            run.recorder.first_batch(signals)
+        sampled_s = time.perf_counter() - start
+        shown = showing.shown(run.config, signals, number) if run.ranks.is_first else []
+        looks = showing.looks(run.vlm, run.teacher, shown, run.streams, run.config)
     played = experienced.played
-    if number == 1:
-        run.recorder.first_batch(signals)
-    sampled_s = time.perf_counter() - start
-    shown = showing.shown(run.config, signals, number)
-    looks = showing.looks(run.vlm, run.teacher, shown, run.streams, run.config)
     with resting(run.engine):
         found, values = learn(run, signals)
-    if run.teacher is not None:
-        run.teacher.follow(run.vlm, number)
+    if run.teacher is not None and run.teacher.changes:
+        with run.spread.whole():
+            run.teacher.follow(run.vlm, number)
     run.progress.step = number
     values |= run.sync()
     run.progress.seconds += time.perf_counter() - start
@@ -102,7 +108,8 @@ def step(run: Run) -> None:
     values |= metrics.of_filters(experienced.groups, run.config) | run.counts()
     values |= {"time/step_s": time.perf_counter() - start, "time/sample_s": sampled_s}
     if run.exposure is not None:
-        run.exposure.observe(number - 1, values)
+        with run.spread.whole():
+            run.exposure.observe(number - 1, values)
     run.recorder.metrics(number, values)
     if shown:
         run.recorder.rollouts(number, shown, looks)
@@ -117,7 +124,7 @@ def collect(run: Run, number: int) -> tuple[Played, list[Signal]]:
         found = experience.play(run.main, number, run.player, renderer, run.config.grpo, run.changed)
         for one in run.config.signals:
             if one.kind == "distill" and one.reward is not None:  # in a run without grpo
-                found = experience.whole([score_group(group, one.reward) for group in found.groups])
+                found = experience.whole(run.scored(found.groups, one.reward))
         run.main.sampler.update(number, found.played)
     made = [signal for one in run.builders for signal in one.build(found.groups, run.context)]
     signals = mixed(made, run.config.signals, number)
@@ -132,14 +139,20 @@ def learn(run: Run, signals: list[Signal]) -> tuple[Gradients, dict[str, float]]
     """One or more optimizer steps on the step's signals."""
     config, parameters = run.config, list(run.vlm.model.named_parameters())
     longest = config.sampling.max_new_tokens * config.sampling.max_turns
-    batches = make_batches(signals, run.streams, run.vlm.renderer, config.micro_tokens, longest_tokens=longest)
+    totals = denominators(signals, run.streams, longest)
+    level = in_step(run.ranks, run.vlm.renderer) if run.spread.in_step else None
+    mine = distributed.my_share(signals, run.ranks) if run.ranks.size > 1 else signals
+    batches = make_batches(mine, run.streams, run.vlm.renderer, config.micro_tokens, totals, level=level)
+    learns = run.ranks.any(bool(batches))
     found, norm, applied = Gradients(0.0, Tally(), {}), 0.0, False  # what stays when filters have left nothing to learn
     if config.updates_per_step > 1:
-        remember_start(run.vlm, batches, config.sampling.temperature, config.model.compute)
-    for _ in range(config.updates_per_step if batches else 0):
+        with run.spread.whole():
+            remember_start(run.vlm, batches, config.sampling.temperature, config.model.compute)
+    for _ in range(config.updates_per_step if learns else 0):
         run.optimizer.zero_grad()
-        found = accumulate(run.vlm, run.teacher, batches, config.sampling.temperature, config.model.compute)
-        norm, applied = run.guard.check(found.loss, parameters, config.optimizer.clip_norm)
+        found = accumulate(run.vlm, run.teacher, batches, config.sampling.temperature, config.model.compute, run.spread.through)
+        found = distributed.summed(found, run.ranks)
+        norm, applied = run.guard.check(found.loss, parameters, config.optimizer.clip_norm, run.spread.norm())
         if applied:
             run.optimizer.step()
         if run.guard.message:
@@ -149,7 +162,7 @@ def learn(run: Run, signals: list[Signal]) -> tuple[Gradients, dict[str, float]]
         "optim/grad_norm": norm,
         "optim/lr": run.optimizer.lr,
         "optim/skipped": float(not applied),
-        "optim/warned": float(bool(batches and run.guard.message)),
+        "optim/warned": float(bool(learns and run.guard.message)),
     }
     return found, values
 

@@ -132,14 +132,7 @@ class Optimizer:
 
         Raises ValueError when the state was saved for other parameters or another kind of optimizer.
         """
-        names = [name for name, _ in self._named]
-        if state["names"] != names:
-            odd = sorted(set(names) ^ set(state["names"]))[:3] or "in another order"
-            raise ValueError(f"optimizer state: saved for other parameters ({odd}); resume with the same model and freeze")
-        if len(state["parts"]) != len(self._parts) or set(state["masters"]) != set(self._masters):
-            raise ValueError(
-                "optimizer state: saved by another optimizer or for another dtype; use the same optimizer.name and model.dtype"
-            )
+        self._check(state)
         own = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
         for part, saved in zip(self._parts, state["parts"], strict=True):
             part.load_state_dict(saved)
@@ -150,6 +143,16 @@ class Optimizer:
                 master.copy_(state["masters"][name])
         self.steps_done = int(state["steps_done"])
         self._set_lr()
+
+    def _check(self, state: dict[str, Any]) -> None:
+        names = [name for name, _ in self._named]
+        if state["names"] != names:
+            odd = sorted(set(names) ^ set(state["names"]))[:3] or "in another order"
+            raise ValueError(f"optimizer state: saved for other parameters ({odd}); resume with the same model and freeze")
+        if len(state["parts"]) != len(self._parts) or set(state["masters"]) != set(self._masters):
+            raise ValueError(
+                "optimizer state: saved by another optimizer or for another dtype; use the same optimizer.name and model.dtype"
+            )
 
 
 def build_optimizer(
@@ -223,10 +226,20 @@ class GradGuard:
         self.broken_in_a_row = 0
         self.message = ""
 
-    def check(self, loss: float, named_parameters: Iterable[tuple[str, nn.Parameter]], clip_norm: float) -> tuple[float, bool]:
-        """Clip; return (norm before clipping, whether the update may be applied). Raises `NotFiniteError`, `SpikeError`."""
+    def check(
+        self,
+        loss: float,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        clip_norm: float,
+        norm: float | None = None,
+    ) -> tuple[float, bool]:
+        """Clip; return (norm before clipping, whether the update may be applied). Raises `NotFiniteError`, `SpikeError`.
+
+        ``norm``: that of gradients which do not lie in ``.grad`` (ZeRO), and which their optimizer clips.
+        """
         named = [(name, parameter) for name, parameter in named_parameters if parameter.grad is not None]
-        norm = clip_gradients((parameter for _, parameter in named), clip_norm)
+        if norm is None:
+            norm = clip_gradients((parameter for _, parameter in named), clip_norm)
         self.message = ""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return norm, self._not_finite(loss, norm, named)

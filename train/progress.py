@@ -19,8 +19,8 @@ class ProgressBar:
     ...     bar.show(1, {"loss/total": 0.3})
     """
 
-    def __init__(self, name: str, step: int, total: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+    def __init__(self, name: str, step: int, total: int, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, highlight=False, quiet=quiet)
         self._name, self._first, self._total = name, step, total
         self._start = self._last_line = time.monotonic()
         self._bar = (
@@ -34,7 +34,7 @@ class ProgressBar:
                 TextColumn("[dim]{task.fields[numbers]}"),
                 console=self.console,
             )
-            if self.console.is_terminal
+            if self.console.is_terminal and not quiet
             else None
         )
 

@@ -45,7 +45,7 @@ _FIRST_BATCH_SHOWN = 12
 # What may differ when a run goes on: it changes where and how the same numbers are computed or shown, not which numbers.
 _FREE_TO_CHANGE = (
     "threads", "loggers", "log_rollouts", "log_rollouts_every", "checkpoint", "micro_tokens", "model.device", "gate.least",
-    "gate.on_miss",
+    "gate.on_miss", "distributed",
 )  # fmt: skip
 
 
@@ -218,6 +218,28 @@ class Recorder:
         self._started = True
         with (self.folder / "starts.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"after_step": step, **environment()}) + "\n")
+
+
+class QuietRecorder(Recorder):
+    """That of a rank that writes nothing."""
+
+    def __init__(self, folder: Path, *given: Any) -> None:
+        self.folder, self.last = Path(folder), {}
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.last = dict(values)
+
+    def evaluation(self, step: int, result: Mapping[str, Any]) -> None: ...
+
+    def rollouts(self, step: int, signals: Sequence[Signal], looks: Sequence[Look] | None = None) -> None: ...
+
+    def first_batch(self, signals: Sequence[Signal]) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def check_same_recipe(folder: Path, config_yaml: str) -> None:

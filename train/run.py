@@ -14,6 +14,7 @@ from ..datasets.curriculum import Shuffled, build_sampler
 from ..datasets.experts import ExpertTrajectories
 from ..datasets.spec import load_data
 from ..datasets.trajectories import Trajectory, read_trajectories
+from ..rewards.combine import RewardSpec, score_group
 from ..visual_tools.dialects.registry import dialect
 from ..visual_tools.spec import build_toolbox
 from ..vlm.engines import CopyEngine
@@ -25,13 +26,15 @@ from ..vlm.rollout import Limits
 from . import checkpoint
 from .collect import Task
 from .config import Anchor, RunConfig
+from .distributed import build_spread
 from .experience import Change
 from .exposure import Exposure, answer_pairs, mean_logprob
 from .measure import sampled_logprobs, token_values
-from .optim import GradGuard, build_optimizer
+from .optim import GradGuard
 from .protocols import Protocols
+from .ranks import joined
 from .recipes import dump_recipe
-from .recorder import Recorder
+from .recorder import QuietRecorder, Recorder
 from .replay import Replay
 from .signals.anchor import AnchorSignal
 from .signals.base import Context, SignalBuilder
@@ -67,6 +70,12 @@ class Run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
+        self.ranks = joined(config.distributed.minutes)
+        if self.ranks.size > 1 and config.engine.kind == "vllm-server":
+            raise ValueError(
+                "engine.kind: vllm-server is driven by one trainer process, and there are several; use engine.kind: vllm (one "
+                "engine a process), or start a single one"
+            )
         self.config, self.folder, self.evaluator = config, folder, evaluator
         found = origin or Origin()
         self.vlm = _load(config, found.model)
@@ -78,14 +87,15 @@ class Run:
         if config.sampling.player == "teacher" and self.teacher is not None:
             self.player = self._engine(self.teacher.vlm)
         total_updates = config.steps * config.updates_per_step
-        self.optimizer = build_optimizer(self.vlm.model.named_parameters(), config.optimizer, total_updates)
+        self.spread = build_spread(config, self.vlm, self.ranks, total_updates)
+        self.optimizer = self.spread.optimizer
         self.guard = GradGuard(config.optimizer.spike_factor, config.optimizer.on_spike)
         samples, self.scripts = self._data()
         draws = config.prompts * (1 + (config.grpo.extra_rounds if config.grpo else 0))
         sampler = build_sampler(config.curriculum, samples, config.seed, draws, config.rollouts)
         self.main = Task(
             "main", samples, sampler, config.student, config.prompts, config.rollouts, config.sampling, config.seed,
-            self.protocols(config.sampling.max_turns), config.leak_check, version=self._version,
+            self.protocols(config.sampling.max_turns), config.leak_check, version=self._version, ranks=self.ranks,
         )  # fmt: skip
         self.transforms = [transform(one) for one in config.transforms]
         self.replay = None if config.replay is None else Replay(config.replay, config.seed)
@@ -96,7 +106,8 @@ class Run:
         owners: list[SignalBuilder] = [*self.builders, *(made for _, made in self.anchors)]
         self.streams = streams_by_name([stream for one in owners for stream in one.streams()])
         self.progress = checkpoint.Progress()
-        self.recorder = Recorder(folder, dump_recipe(config), config.loggers, self._token_text, self._seen_px)
+        writer = Recorder if self.ranks.is_first else QuietRecorder
+        self.recorder = writer(folder, dump_recipe(config), config.loggers, self._token_text, self._seen_px)
 
     def _engine(self, vlm: VLM) -> Engine:
         return build_engine(self.config.engine, vlm, compute_dtype(vlm, self.config.model.compute))
@@ -123,7 +134,7 @@ class Run:
         seed = self.config.seed + 7919 * (place + 1)  # no two tasks of a run draw the same prompts in step
         task = Task(
             f"anchor:{anchor.name}", data, Shuffled(data, seed, anchor.prompts), anchor.view, anchor.prompts, 1, sampling, seed,
-            self.protocols(anchor.max_turns),
+            self.protocols(anchor.max_turns), ranks=self.ranks,
         )  # fmt: skip
         if anchor.pool:
             task = task.pooled(anchor.pool, self.engine, self.vlm.renderer)
@@ -164,16 +175,22 @@ class Run:
             return self.logprobs(self.reference.vlm, pairs)
 
         def measure(pairs, stream, what):  # type: ignore[no-untyped-def]
-            with self._autocast():
-                return token_values(
-                    self.vlm, self.teacher, pairs, stream, what,
-                    micro_tokens=self.config.micro_tokens, temperature=self.config.sampling.temperature,
-                )  # fmt: skip
+            def values(mine):  # type: ignore[no-untyped-def]
+                with self._autocast():
+                    return token_values(
+                        self.vlm, self.teacher, mine, stream, what,
+                        micro_tokens=self.config.micro_tokens, temperature=self.config.sampling.temperature,
+                    )  # fmt: skip
+
+            return self.ranks.each_group(pairs, _group_of, values)
 
         return Context(score, self.progress.step, self.main.protocols.prompt, self.vlm.renderer.token_bytes, measure, refer)
 
     def logprobs(self, vlm: VLM, pairs: Sequence[tuple[Rollout, View]]) -> list[tuple[tuple[float, ...], ...]]:
-        """A model's log-probs ``[N][K]`` of rollouts read under views, at the sampling temperature."""
+        """A model's log-probs ``[N][K]`` of rollouts read under views, at the sampling temperature; ranks share the work."""
+        return self.ranks.each_group(pairs, _group_of, lambda mine: self._logprobs(vlm, mine))
+
+    def _logprobs(self, vlm: VLM, pairs: Sequence[tuple[Rollout, View]]) -> list[tuple[tuple[float, ...], ...]]:
         with self._autocast():
             return sampled_logprobs(
                 vlm, pairs, micro_tokens=self.config.micro_tokens, temperature=self.config.sampling.temperature
@@ -184,7 +201,10 @@ class Run:
         return torch.autocast(self.vlm.device.type, dtype, enabled=dtype is not None)
 
     def changed(self, groups: list[Group], score: Change) -> list[Group]:
-        """What the recipe's transforms make of groups."""
+        """What the recipe's transforms make of groups; rank 0 applies them, for they may sample."""
+        return self.ranks.first(lambda: self._changed(groups, score)) if self.transforms else groups
+
+    def _changed(self, groups: list[Group], score: Change) -> list[Group]:
         sampling, vlm = self.config.sampling, self.vlm
         tools = Tools(
             step=self.progress.step,
@@ -194,11 +214,15 @@ class Run:
             sampling=Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens),
             rules=self.main.protocols.rules,
             score=score,
-            logprobs=lambda pairs: self.logprobs(vlm, pairs),
+            logprobs=lambda pairs: self._logprobs(vlm, pairs),
         )
         for one in self.transforms:
             groups = one.apply(groups, tools)
         return groups
+
+    def scored(self, groups: list[Group], reward: RewardSpec) -> list[Group]:
+        """The groups with rewards; ranks share the work."""
+        return self.ranks.each(groups, lambda mine: [score_group(group, reward) for group in mine])
 
     def counts(self) -> dict[str, float]:
         """What samplers, transforms and the like say about the step."""
@@ -230,7 +254,8 @@ class Run:
         """Hand the weights of now to an engine that holds a copy; the seconds that it took, as a metric."""
         if not isinstance(self.engine, CopyEngine):
             return {}
-        return {"time/sync_s": sync(self.engine, self.vlm, self.progress.step)}
+        with self.spread.whole():
+            return {"time/sync_s": sync(self.engine, self.vlm, self.progress.step)}
 
     def close(self) -> None:
         """Let go of files and of an engine's processes and memory."""
@@ -242,7 +267,9 @@ class Run:
         """Score the held-out split now, record it, and remember the best step."""
         if self.evaluator is None:
             return {}
-        result = self.evaluator(self.vlm, self.progress.step, whole)
+        evaluator = self.evaluator
+        with self.spread.whole():
+            result = self.ranks.first(lambda: evaluator(self.vlm, self.progress.step, whole))
         self.recorder.evaluation(self.progress.step, result)
         view, part = self.config.best_view, self.config.eval
         if view is not None and part is not None:
@@ -254,7 +281,8 @@ class Run:
         progress, gate = self.progress, self.config.gate
         best = progress.best_value is None or value > progress.best_value
         if self.teacher is not None:
-            self.teacher.judged(self.vlm, progress.step, best)
+            with self.spread.whole():
+                self.teacher.judged(self.vlm, progress.step, best)
         if best:
             progress.best_value, progress.best_step, progress.stale = value, progress.step, 0
         elif progress.best_step != progress.step:  # not the same evaluation again
@@ -273,8 +301,17 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint and remove those that are neither recent nor the best."""
-        checkpoint.write(self.folder, self.vlm, self.optimizer, self.teacher, self.guard, self.parts, self.progress)
-        checkpoint.prune(self.folder, self.config.checkpoint.keep_last, self.progress.best_step)
+        with self.spread.whole():
+            if self.ranks.is_first:
+                checkpoint.write(self.folder, self.vlm, self.optimizer, self.teacher, self.guard, self.parts, self.progress)
+                checkpoint.prune(self.folder, self.config.checkpoint.keep_last, self.progress.best_step)
+            else:
+                self.optimizer.state_dict()  # every rank gives its share
+        self.ranks.wait()
+
+
+def _group_of(pair: tuple[Rollout, View]) -> str:
+    return pair[0].group_id
 
 
 def _load(config: RunConfig, name: str | None) -> VLM:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,17 @@ class Gradients:
     divergence_of: dict[tuple[str, int], list[list[float]]]
 
 
+Through = Callable[[Callable[[], torch.Tensor], bool], torch.Tensor]
+"""(forward pass, whether it is the update's last) -> its loss, detached, with the gradients added up."""
+
+
+def plainly(forward: Callable[[], torch.Tensor], last: bool) -> torch.Tensor:
+    """Forward and backward in one process."""
+    loss = forward()
+    loss.backward()
+    return loss.detach()
+
+
 def compute_dtype(vlm: VLM, compute: str) -> torch.dtype | None:
     """Type of the arithmetic where it is narrower than the weights: bfloat16 on CUDA (compute: auto) or when asked for."""
     if compute == "float32" or (compute == "auto" and vlm.device.type != "cuda"):
@@ -57,7 +69,12 @@ def checkpoint_layers(vlm: VLM) -> None:
 
 
 def accumulate(
-    vlm: VLM, teacher: Teacher | None, batches: Sequence[Batch], temperature: float, compute: str = "auto"
+    vlm: VLM,
+    teacher: Teacher | None,
+    batches: Sequence[Batch],
+    temperature: float,
+    compute: str = "auto",
+    through: Through = plainly,
 ) -> Gradients:
     """Forward and backward over all micro-batches; the gradients of their sum are left in ``.grad``.
 
@@ -65,7 +82,8 @@ def accumulate(
     of rows from hidden states, so no rows x vocabulary tensor exists.
     """
     found = Gradients(0.0, Tally(), {})
-    for batch in batches:
+
+    def forward(batch: Batch) -> torch.Tensor:
         teacher_hidden = None
         if batch.teacher is not None:
             assert teacher is not None, "a kd stream needs a teacher"
@@ -78,9 +96,11 @@ def accumulate(
             loss, stats = head_loss(
                 hidden, vlm.head_weight, rows, temperature=temperature, banned_ids=vlm.renderer.banned_ids, want_entropy=True
             )
-        loss.backward()
-        found.loss += float(loss.detach())
         _record(found, batch, stats)
+        return loss
+
+    for place, batch in enumerate(batches, 1):
+        found.loss += float(through(functools.partial(forward, batch), place == len(batches)))
     return found
 
 
@@ -167,7 +187,7 @@ def _record(found: Gradients, batch: Batch, stats: HeadStats) -> None:
     for term in batch.ce:
         found.tally.add(f"loss/{term.stream.name}/nll", -stats.logprobs_R[term.index_R.to(stats.logprobs_R.device)])
     if stats.entropy_R is not None:
-        found.tally.add("policy/entropy", stats.entropy_R)
+        found.tally.add("policy/entropy", stats.entropy_R[: len(batch.addresses)])
 
 
 def _by_address(

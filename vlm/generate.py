@@ -51,9 +51,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled ids with the stop token if one was sampled, and their log-probs at the sampling temperature, vision tokens banned.
+    """Sampled ids with the stop token if one was sampled, and their log-probs at the sampling temperature.
 
-    Top-k and top-p decide what is drawn and change no log-prob: the trainer computes the same ones, so that a policy ratio is 1 as
+    Vision tokens are banned. Top-k and top-p decide what is drawn and change no log-prob: the trainer computes the same ones, so that a policy ratio is 1 as
     long as the weights are the same. (At temperature 0 they are those of temperature 1.)
     ``stop`` is ANSWERED after a stop token and TURN_TOKENS at the limit.
     """

@@ -163,7 +163,8 @@ class Turn:
 
     ``action_ids_K`` are the sampler's own tokens, the end-of-turn token included when it was sampled; they are never
     tokenized again. ``action_logprobs_K`` are natural-log probabilities at the sampling temperature with banned tokens left out,
-    over the whole vocabulary (top-k and top-p change which tokens are drawn, and no log-prob). ``observation`` is the tool's reply, shown before the next turn.
+    over the whole vocabulary (top-k and top-p change which tokens are drawn, and no log-prob). ``observation`` is the tool's
+    reply, shown before the next turn.
 
     Example, a zoom: ``Turn(ids of '<tool_call>...</tool_call><|im_end|>', ..., observation=Message.user(crop))``, then
     ``Turn(ids of '<answer>K</answer><|im_end|>', ...)``.

@@ -104,10 +104,12 @@ def rollout(
     seed: int,
     policy_version: int = 0,
     rules: Rules | Callable[[Sample], Rules] | None = None,
+    earlier: Sequence[int] | None = None,
 ) -> list[Group]:
     """Play ``n`` rollouts of each sample (or ``n[i]`` of the i-th) in its view; one group per entry, in order.
 
-    ``rules`` may differ from sample to sample.
+    ``rules`` may differ from sample to sample. ``earlier[i]``: how often the i-th sample was drawn before, where others play
+    those draws; None: all draws are here.
 
     All rollouts of a call advance together, a turn at a time; the rollouts of a sample share the reading of their prompt, and
     what a rollout has read is kept for its next turn. Raises `RenderError` for a view that cannot be written as tokens.
@@ -120,7 +122,7 @@ def rollout(
         visuals = visuals_of(view.messages)
         shown = Shown(visuals, _seen_px(renderer, visuals), len(visuals))
         for index in range(counts[place]):  # a sample drawn twice in one call is played twice, not copied
-            own_seed = derive_seed(seed, sample.id, met[sample.id], index)
+            own_seed = derive_seed(seed, sample.id, met[sample.id] if earlier is None else earlier[place], index)
             plays.append(_Play(place, index, own_seed, view, own, prompt, shown))
         met[sample.id] += 1
     playing = plays

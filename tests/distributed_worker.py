@@ -1,0 +1,115 @@
+"""What `test_distributed` starts on every rank, and in one process for comparison: ``distributed_worker.py FOLDER CASE...``.
+
+Each case trains a run in ``FOLDER/CASE`` and leaves what it measured in ``metrics.jsonl``, or in ``steps.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.train.config import RunConfig
+from foveate.train.distributed import full_state
+from foveate.train.loop import learn, train
+from foveate.train.ranks import joined
+from foveate.train.recipes import load_recipe
+from foveate.train.run import Run
+from foveate.vlm.images import Picture
+from foveate.vlm.messages import Message
+from foveate.vlm.records import Rollout, Signal, StopReason, Turn, View
+
+SMALL = [
+    "steps=3", "prompts=3", "threads=1", "checkpoint.every=1", "checkpoint.keep_last=9", "eval=null", "checkpoint.best_view=null",
+    "loggers=[]", "anchors.0.prompts=1", "anchors.1.prompts=1", "anchors.1.pool=2", "anchors.1.max_new_tokens=12",
+    "optimizer.name=adamw", "optimizer.warmup_steps=0", "optimizer.lr=0.001",
+]  # fmt: skip
+ZERO = {
+    0: [],
+    2: ["distributed.zero=2"],
+    3: ["distributed.zero=3", "distributed.settings={stage3_param_persistence_threshold: 0}"],
+}
+
+
+def config_of(case: str) -> RunConfig:
+    """The recipe of a case such as ``opd-3``: what is learned, and ZeRO's stage."""
+    kind, stage = case.rsplit("-", 1)
+    kinds = {
+        "opd": ("tiny/vision_opd", ["teacher.weights=ema", "teacher.rate=0.3"]),
+        "current": ("tiny/vision_opd", ["teacher.weights=current", "teacher.accept_collapse=true", "anchors=[]"]),
+        "grpo": ("tiny/grpo", ["prompts=6", "updates_per_step=2", "signals.0.correction=truncate"]),
+        "offload": (
+            "tiny/vision_opd",
+            ["teacher.weights=ema", "teacher.rate=0.3", f"distributed.offload={'all' if stage == '3' else 'optimizer'}"],
+        ),
+        "stop": ("tiny/sft", ["steps=400", "prompts=3", "anchors=[]", "checkpoint.every=1000"]),
+        "mixed": (
+            "tiny/vision_opd",
+            ["teacher.weights=current", "teacher.accept_collapse=true", "anchors=[]", "micro_tokens=160"],
+        ),
+    }
+    recipe, changes = kinds[kind]
+    return load_recipe(recipe, [*SMALL, *changes, *ZERO[int(stage)]])
+
+
+def taught(run: Run, name: str, pictures: int, words: int, seed: int, kd: bool = False) -> Signal:
+    """A rollout of ``words`` tokens behind a prompt with so many pictures, learned by cross-entropy or from the teacher."""
+    rng = np.random.default_rng(seed)
+    shown = [Picture.of(rng.integers(0, 255, (28, 28, 3), dtype=np.uint8)) for _ in range(pictures)]
+    ids = tuple(int(one) for one in run.vlm.renderer.encode("one two three four five six seven eight")[:words])
+    turn = Turn(ids, (-1.0,) * len(ids), "", StopReason.ANSWERED)
+    rollout = Rollout(name, name, 0, View("student", (Message.user(*shown, f"What is {name}?"),)), (turn,), StopReason.ANSWERED)
+    ones_NK = ((1.0,) * len(ids),)
+    if kd:
+        teacher = View("teacher", (Message.user(*shown, *shown, f"Look: {name}?"),))
+        return Signal(rollout, kd_weights_NK=ones_NK, teacher_view=teacher, stream="distill")
+    return Signal(rollout, ce_weights_NK=ones_NK, stream="distill")
+
+
+def mixed(run: Run) -> list[list[Signal]]:
+    """Steps in which ranks differ: the longest group goes to rank 0, the next to rank 1."""
+
+    def one(name: str, pictures: int, words: int, kd: bool = False) -> Signal:
+        return taught(run, name, pictures, words, len(name), kd)
+
+    return [
+        [one("picture", 1, 8), one("text", 0, 7)],  # rank 0 has a picture, rank 1 text only
+        [one("text", 0, 8), one("picture", 1, 7)],
+        [one("alone", 1, 8)],  # rank 1 has nothing to learn
+        [one("a", 1, 8), one("bb", 0, 3), one("ccc", 0, 3), one("dddd", 1, 2)],  # one micro-batch and three
+        [one("kd", 1, 8, kd=True), one("plain", 0, 7)],  # only rank 0 asks the teacher, and only in its view are pictures
+        [one("text again", 0, 8), one("kd text", 0, 7, kd=True)],
+    ]
+
+
+def step_by_step(folder: Path, case: str) -> None:
+    """The mixed steps; the loss, the norm and the means of each, then the sum of all weights."""
+    run = Run(config_of(case), folder / case)
+    rows: list[dict[str, float]] = []
+    for signals in mixed(run):
+        found, values = learn(run, signals)
+        rows.append({**values, **found.tally.means()})
+    total = sum(float(tensor.double().abs().sum()) for _, tensor in full_state(run.spread))
+    rows.append({"weights": total})
+    if run.ranks.is_first:
+        (folder / case / "steps.json").write_text(json.dumps(rows))
+
+
+def main(folder: Path, cases: Sequence[str]) -> None:
+    """Every case in turn."""
+    works: dict[str, Callable[[Path, str], Any]] = {"mixed": step_by_step}
+    for case in cases:
+        work = works.get(case.rsplit("-", 1)[0])
+        if work is not None:
+            work(folder, case)
+        else:
+            train(config_of(case), folder / case)
+        joined().wait()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
