@@ -63,7 +63,7 @@ $(VENV)/.foveate-base: pyproject.toml | $(VENV)/pyvenv.cfg
 	touch $@
 
 $(VENV)/.foveate-dev: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m pip install -e ".[dev]"
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -e ".[dev]"
 	touch $(VENV)/.foveate-base $@
 
 clean:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_data, cli_demo, cli_eval, cli_gpu, cli_play, cli_view
+from . import cli_data, cli_demo, cli_eval, cli_gpu, cli_lora, cli_play, cli_view
 
 if TYPE_CHECKING:
     from .doctor import Finding
@@ -36,6 +36,7 @@ app.add_typer(recipes_app, name="recipes")
 app.command()(cli_play.rollout)
 app.command()(cli_play.sample)
 app.command()(cli_view.view)
+app.command()(cli_lora.merge)
 app.command("eval")(cli_eval.evaluate)
 data_app.command("pass-rate")(cli_data.pass_rate)
 data_app.command("perception")(cli_data.perception)

@@ -159,8 +159,9 @@ def _played(config: RunConfig, model: Known, data: Rows, machine: Machine, devic
     try:
         part = config.model
         vlm = load(
-            part.name, dtype=part.dtype, device=target, min_pixels=part.min_pixels, max_pixels=part.max_pixels, freeze=part.freeze
-        )
+            part.name, dtype=part.dtype, device=target, min_pixels=part.min_pixels, max_pixels=part.max_pixels, freeze=part.freeze,
+            template_kwargs=part.template,
+        )  # fmt: skip
         yield from _engine(config, vlm, data)
     except (EngineError, LoadError) as error:
         yield Finding(topic, str(error), "red", "an engine that answers", "see the line itself, and docs/vllm.md")

@@ -1,6 +1,7 @@
 """Checkpoints: a folder in Hugging Face format with what a run needs to go on exactly as if it had never stopped.
 
     checkpoints/step_000050/            loads with AutoModelForImageTextToText and AutoProcessor as it stands
+                                        (with model.lora: the adapter alone, as PEFT writes it)
     checkpoints/step_000050/trainer/    optimizer.pt, teacher.pt (when it changes), state.json, one folder for each of `Parts`
 
 A checkpoint is written beside its final name and renamed when complete, so a killed run leaves whole checkpoints only.
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from ..vlm.load import VLM, load, save
+from ..vlm.lora import read_adapter
 from .optim import GradGuard, Optimizer
 from .teacher import Teacher
 
@@ -135,8 +137,11 @@ def restore(
             f"{folder}: not a checkpoint of this run ({error}); remove the folder to go on from the one before "
             "it, or start afresh with --fresh"
         ) from error
-    dtype = "float32" if vlm.dtype == torch.float32 else "bfloat16"
-    vlm.model.load_state_dict(load(str(folder), dtype=dtype, device=str(vlm.device)).model.state_dict())
+    if vlm.adapter:
+        read_adapter(vlm, folder)
+    else:
+        dtype = "float32" if vlm.dtype == torch.float32 else "bfloat16"
+        vlm.model.load_state_dict(load(str(folder), dtype=dtype, device=str(vlm.device)).model.state_dict())
     optimizer.load_state_dict(kept["optimizer"])
     guard.load_state_dict(kept["guard"])
     torch.set_rng_state(kept["torch_rng"])

@@ -18,6 +18,7 @@ from ..visual_tools.spec import ToolsSpec
 from .curriculum_settings import check_curriculum
 from .distributed_settings import DistributedPart, check_distributed
 from .engine_settings import EnginePart, HFEnginePart
+from .lora_settings import LoraPart, check_lora
 from .replay_settings import ReplaySpec, check_replay
 from .signals.distill_settings import DistillSignal
 from .signals.schedule import share
@@ -40,8 +41,12 @@ class ModelPart(Part):
     max_pixels: int | None = None
     freeze: tuple[Literal["vision", "projector", "language"], ...] = ()
     """Parts whose weights stay as they are."""
+    template: Mapping[str, Any] = pydantic.Field(default_factory=dict)
+    """What the model's chat template is told besides the messages: {enable_thinking: false} for Qwen3.5, say."""
     gradient_checkpointing: bool = False
     """Recompute layers in backward: less memory, about a third more time."""
+    lora: LoraPart | None = None
+    """Train adapters beside frozen weights; None: the weights themselves."""
 
 
 class SamplingPart(Part):
@@ -268,6 +273,7 @@ class RunConfig(Part):
             raise ValueError("anchors: each needs a name of its own")
         if self.sampling.player == "teacher" and self.engine.kind != "hf":
             raise ValueError(f"sampling.player: teacher needs engine.kind: hf; {self.engine.kind} holds the student's weights")
+        check_lora(self)
         check_curriculum(self)
         check_teacher(self)
         check_transforms(self)

@@ -38,6 +38,8 @@ def check_distributed(run: RunConfig) -> None:
         )
     if part.settings and not part.zero:
         raise ValueError("distributed.settings: they are DeepSpeed's; set distributed.zero to 1, 2 or 3")
+    if part.zero and run.model.lora is not None:
+        raise ValueError("distributed.zero: adapters are small and were never run under ZeRO; use zero: 0 with model.lora")
     if part.zero and run.optimizer.name == "muon":
         raise ValueError(
             "distributed.zero: Muon orthogonalises whole matrices, and ZeRO cuts all weights into one flat row; use zero: 0, or "

@@ -155,7 +155,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise RecipeError(f"override {override!r}: expected key.sub=value")
     *parents, last = key.split(".")
     node: Any = data
-    if parents == ["model"] and isinstance(data.get("model"), str):
+    if parents[:1] == ["model"] and isinstance(data.get("model"), str):
         data["model"] = {"name": data["model"]}
     for parent in parents:
         if isinstance(node, list):

@@ -20,7 +20,7 @@ from ..visual_tools.spec import build_toolbox
 from ..vlm.engines import CopyEngine
 from ..vlm.generate import Engine, Sampling
 from ..vlm.images import Picture
-from ..vlm.load import VLM, load
+from ..vlm.load import VLM
 from ..vlm.records import Group, Rollout, Sample, View
 from ..vlm.rollout import Limits
 from . import checkpoint
@@ -29,6 +29,7 @@ from .config import Anchor, RunConfig
 from .distributed import build_spread
 from .experience import Change
 from .exposure import Exposure, answer_pairs, mean_logprob
+from .lora import load_student
 from .measure import sampled_logprobs, token_values
 from .optim import GradGuard
 from .protocols import Protocols
@@ -46,7 +47,7 @@ from .teacher import Teacher
 from .teacher_settings import TeacherPart, copy_steps
 from .transforms.base import Tools
 from .transforms.registry import transform
-from .update import checkpoint_layers, compute_dtype, streams_by_name
+from .update import compute_dtype, streams_by_name
 
 Evaluator = Callable[[VLM, int, bool], dict[str, Any]]
 """``(model, step, whole) -> result``: scores the held-out split; ``whole`` is False during training."""
@@ -78,7 +79,7 @@ class Run:
             )
         self.config, self.folder, self.evaluator = config, folder, evaluator
         found = origin or Origin()
-        self.vlm = _load(config, found.model)
+        self.vlm = load_student(config, folder, found.model)
         taught_by = config.teacher if found.teacher is None else config.teacher.model_copy(update={"path": found.teacher})
         self.teacher = Teacher(self.vlm, taught_by, copy_steps(config)) if config.needs_teacher else None
         held = config.grpo is not None and config.grpo.kl != "none" and config.teacher.weights == "current"
@@ -312,18 +313,3 @@ class Run:
 
 def _group_of(pair: tuple[Rollout, View]) -> str:
     return pair[0].group_id
-
-
-def _load(config: RunConfig, name: str | None) -> VLM:
-    part = config.model
-    vlm = load(
-        name or part.name,
-        dtype=part.dtype,
-        device=part.device,
-        min_pixels=part.min_pixels,
-        max_pixels=part.max_pixels,
-        freeze=part.freeze,
-    )
-    if part.gradient_checkpointing:
-        checkpoint_layers(vlm)
-    return vlm

@@ -4,6 +4,8 @@ The teacher is one model of the student's shape (its weights in fp32: an EMA wit
 ``no_grad``. Its weights are part of a checkpoint unless they never change, and so is what it has put off.
 Sources of the variants: Vision-OPD (2605.18740), teacher regularisation ablation; TT-OPD (2605.02943): EMA every few steps, hard
 copies now and then, and its advice to follow the student only when validation improves.
+
+Of a student with adapters it holds the adapters alone, and nothing at all where it is the base itself: see `vlm.lora.Beside`.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..vlm.load import VLM, load
+from ..vlm.lora import Beside
 from .teacher_settings import TeacherPart
 
 _COUNTS = ("ema_due", "copy_due", "moved_at")
@@ -38,12 +42,17 @@ class Teacher:
             self.vlm = student
             return
         if config.path is not None:
-            self.vlm = load(config.path, dtype="float32", device=str(student.device))
+            self.vlm = load(config.path, dtype="float32", device=str(student.device), merged=True)
             if self.vlm.tokenizer.get_vocab() != student.tokenizer.get_vocab():
                 raise ValueError(
                     f"teacher.path {config.path}: its tokenizer differs from the student's; the teacher re-scores the "
                     "student's token ids, so they must agree"
                 )
+        elif student.adapter:
+            same = student.adapter == "new" and not config.follows and not copy_at
+            beside: Any = Beside.base(student) if same else Beside.now(student)
+            self.vlm = dataclasses.replace(student, model=beside)
+            return
         else:
             self.vlm = dataclasses.replace(student, model=copy.deepcopy(student.model))
         self.vlm.model.requires_grad_(False).eval()
@@ -81,7 +90,9 @@ class Teacher:
 
     @torch.no_grad()
     def _move(self, student: VLM, step: int) -> None:
-        pairs = list(zip(self.vlm.model.parameters(), student.model.parameters(), strict=True))
+        model: Any = self.vlm.model
+        followed = model.followed if isinstance(model, Beside) else student.model.parameters()
+        pairs = list(zip(model.parameters(), followed, strict=True))
         for mine, theirs in pairs:
             if self.copy_due:
                 mine.copy_(theirs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -64,7 +64,12 @@ def compute_dtype(vlm: VLM, compute: str) -> torch.dtype | None:
 
 def checkpoint_layers(vlm: VLM) -> None:
     """Recompute the layers' activations in backward in place of keeping them: the same gradients from less memory."""
-    vlm.model.gradient_checkpointing_enable()
+    model: Any = vlm.model
+    try:
+        enable = model.activation_checkpointing_enable
+    except AttributeError:  # transformers before 5.23
+        enable = model.gradient_checkpointing_enable
+    enable()
     vlm.model.train()  # transformers ignores the setting in eval mode; the families have no dropout that this could switch on
 
 

@@ -41,8 +41,8 @@ class LoadError(ValueError):
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
-    """The folder that holds a model: the embedded one, a path (of a run: its last checkpoint, of a complete staged run
-    the one it has left), or a snapshot of the Hub."""
+    """The folder that holds a model or an adapter: the embedded one, a path (of a run: its last checkpoint, of a complete staged
+    run the one it has left), or a snapshot of the Hub."""
     text = os.fspath(name)
     folder = TINY_FOLDER if text == "tiny" else Path(text).expanduser()
     if not folder.is_dir():
@@ -56,18 +56,16 @@ def resolve(name: str | os.PathLike[str]) -> Path:
                 f"{text}: no such folder, and not a Hugging Face name (owner/model); give a folder with config.json and weights"
             )
         return _from_hub(text)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return folder
     if (folder / "stages").is_dir() and (folder / "config.yaml").is_file():  # a staged run: what it has left
         if not (folder / "summary.json").is_file():
             raise LoadError(f"{folder}: a staged run that is not complete; give one of the folders in {folder / 'stages'}")
         return resolve(folder / read_json(folder / "summary.json")["checkpoint"])
-    saved = [path.parent for path in folder.glob("checkpoints/step_*[0-9]/config.json")]
+    names = ("config.json", "adapter_config.json")
+    saved = [path.parent for name in names for path in folder.glob(f"checkpoints/step_*[0-9]/{name}")]
     if saved:  # a run folder
         return max(saved, key=lambda path: int(path.name.partition("_")[2]))
-    if (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        raise LoadError(f"{folder}: a PEFT adapter, not a model; merge it into its base model ({base}) and load the result")
     raise LoadError(f"{folder}: no config.json; give the folder of a model in Hugging Face format")
 
 

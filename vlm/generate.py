@@ -53,8 +53,8 @@ class Sampling:
 class Completion:
     """Sampled ids with the stop token if one was sampled, and their log-probs at the sampling temperature.
 
-    Vision tokens are banned. Top-k and top-p decide what is drawn and change no log-prob: the trainer computes the same ones, so that a policy ratio is 1 as
-    long as the weights are the same. (At temperature 0 they are those of temperature 1.)
+    Vision tokens are banned. Top-k and top-p decide what is drawn and change no log-prob: the trainer computes the same ones, so
+    that a policy ratio is 1 as long as the weights are the same. (At temperature 0 they are those of temperature 1.)
     ``stop`` is ANSWERED after a stop token and TURN_TOKENS at the limit.
     """
 

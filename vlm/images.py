@@ -11,6 +11,7 @@ import io
 import math
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,8 @@ class Picture:
         """The picture with these pixels: a PIL image (any mode) or ``[H, W, 3]`` uint8."""
         image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
         image = to_rgb(image)
-        return cls(_content_key(image), image.width, image.height, None, image)
+        made = cls(_content_key(image), image.width, image.height, None, image)
+        return _in_memory.setdefault(made.key, made)  # the crop that many rollouts ask for is held once
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "<bytes>") -> Picture:
@@ -90,6 +92,9 @@ class Picture:
             self.rgb().save(unfinished, format="PNG")
             os.replace(unfinished, target)
         return name
+
+
+_in_memory: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -32,6 +32,7 @@ from .folder import (
     tokenizer_in,
     with_clock,
 )
+from .lora import ADAPTER_CONFIG, base_of, files_of, is_adapter, load_adapter, merge, quantization, write_adapter
 from .render import Renderer
 from .scratch import CORPUS, build_model, train_tokenizer
 
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 class VLM:
     """A model with all that is needed to speak to it.
 
-    ``folder`` is where it was loaded from; None for one made from nothing.
+    ``folder`` is where it was loaded from (of an adapter, where its processor's files are); None for one made from nothing.
+    ``adapter`` says whether the model carries adapters: "" (none), "new" (they started as nothing), or "loaded".
     """
 
     model: PreTrainedModel
@@ -52,6 +54,7 @@ class VLM:
     name: str
     tokenizer: PreTrainedTokenizerBase
     folder: Path | None = None
+    adapter: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -143,8 +146,14 @@ def load(
     attention: str = NAME,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    merged: bool = False,
+    trainable: bool = False,
+    quantize: str = "none",
 ) -> VLM:
     """A model from a folder in Hugging Face format, from the Hub, or the embedded one (``"tiny"``).
+
+    A folder with an adapter gives its base with the adapter beside it, ``trainable`` or not, or with it ``merged`` into the
+    weights. ``quantize`` ("4bit", "8bit") holds the base in fewer bits.
 
     ``dtype`` and ``device`` "auto": bfloat16 on the first CUDA device, else float32 on the CPU. ``min_pixels`` and ``max_pixels``
     replace the bounds of the folder's processor. ``freeze`` names parameter groups ("vision", "projector", "language").
@@ -152,8 +161,10 @@ def load(
     """
     from transformers import AutoModelForImageTextToText
 
-    folder = resolve(name)
-    config = read_json(folder / "config.json")
+    found = resolve(name)
+    base = base_of(found)
+    folder = files_of(found, base)
+    config = read_json(base / "config.json")
     family = family_in(folder, config)
     tokenizer = tokenizer_in(folder)
     vocab_size = int((config.get("text_config") or {}).get("vocab_size") or config.get("vocab_size") or 0)
@@ -172,17 +183,25 @@ def load(
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     _quiet()
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=_dtype(dtype, target), attn_implementation=_attention(attention), output_loading_info=True
+        base,
+        dtype=_dtype(dtype, target),
+        attn_implementation=_attention(attention),
+        output_loading_info=True,
+        **({} if quantize == "none" else {**quantization(quantize), "device_map": {"": str(target)}}),
     )
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise LoadError(
-            f"{folder}: {len(missing)} weights are missing, such as {missing[0]}; the download or the checkpoint is incomplete"
+            f"{base}: {len(missing)} weights are missing, such as {missing[0]}; the download or the checkpoint is incomplete"
         )
     project_patches_by_matmul(model)
     one_call_per_layer(model)
-    vlm = VLM(model.to(target).eval(), renderer, family, str(name), tokenizer, folder)
+    vlm = VLM((model if quantize != "none" else model.to(target)).eval(), renderer, family, str(name), tokenizer, folder)
+    if is_adapter(found):
+        load_adapter(vlm, found, trainable=trainable)
+        if merged:
+            merge(vlm)
     freeze_groups(vlm, freeze)
     return vlm
 
@@ -218,13 +237,17 @@ def save(vlm: VLM, folder: str | os.PathLike[str]) -> None:
     Atomic: the folder is complete or it is not there. An existing model folder is replaced; any other full folder is refused.
     """
     target = Path(folder)
-    if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
+    own = ("config.json", ADAPTER_CONFIG)
+    if target.exists() and not any((target / name).is_file() for name in own) and any(target.iterdir()):
         raise LoadError(f"{target}: not empty and not a model folder; choose another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         _quiet()
-        vlm.model.save_pretrained(unfinished)
+        if vlm.adapter:
+            write_adapter(vlm, unfinished)
+        else:
+            vlm.model.save_pretrained(unfinished)
         if vlm.folder is None:
             save_processor(vlm.renderer, unfinished)
         else:

@@ -42,6 +42,8 @@ _MARK = "foveate-action"
 _PADS = re.compile(f"({re.escape(IMAGE_PAD)}|{re.escape(VIDEO_PAD)})")
 _RESERVED = re.compile("|".join(re.escape(token) for token in RESERVED_TOKENS))
 _CACHED_SEGMENTS = 8192
+_CACHED_PIXEL_BYTES = 512 << 20
+"""Pictures in memory that known segments may hold on to; a picture in a file costs them nothing."""
 
 
 def _byte_of() -> dict[str, int]:
@@ -92,6 +94,7 @@ class Renderer:
         self.stop_ids: tuple[int, ...] = tuple(vocab[token] for token in (END_OF_TURN, END_OF_TEXT) if token in vocab)
         self.banned_ids: tuple[int, ...] = tuple(vocab[token] for token in VISION_TOKENS if token in vocab)
         self._segments: dict[object, Segment] = {}
+        self._pixel_bytes = 0
         self._patches: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._patch_bytes_left = patch_cache_bytes
 
@@ -227,9 +230,11 @@ class Renderer:
         return self._segment(tail if closed else END_OF_TURN + tail, _visuals((message,)), where)
 
     def _keep(self, key: object, segment: Segment) -> Segment:
-        if len(self._segments) >= _CACHED_SEGMENTS:
-            self._segments.pop(next(iter(self._segments)))  # the oldest: a dict keeps the order of arrival
         self._segments[key] = segment
+        self._pixel_bytes += _pixel_bytes(segment)
+        while len(self._segments) > 1 and (len(self._segments) > _CACHED_SEGMENTS or self._pixel_bytes > _CACHED_PIXEL_BYTES):
+            oldest = self._segments.pop(next(iter(self._segments)))  # a dict keeps the order of arrival
+            self._pixel_bytes -= _pixel_bytes(oldest)
         return segment
 
     def _refuse_reserved(self, messages: Sequence[Message], where: str) -> None:
@@ -331,3 +336,10 @@ def _content(message: Message) -> str | list[dict[str, str]]:
         ]
     pads = {Picture: IMAGE_PAD, Clip: VIDEO_PAD}
     return "".join(part if isinstance(part, str) else f"{VISION_START}{pads[type(part)]}{VISION_END}" for part in message.parts)
+
+
+def _pixel_bytes(segment: Segment) -> int:
+    """Bytes of the decoded pictures that only memory has."""
+    sources = [span.item.source for span in segment.visuals]
+    pictures = [one for source in sources for one in ((source,) if isinstance(source, Picture) else source.frames)]
+    return sum(3 * one.width_px * one.height_px for one in pictures if one.path is None)

@@ -55,7 +55,8 @@ def known(part: ModelPart) -> Known:
     tokenizer = tokenizer_in(folder)
     image = with_clock(read_settings(folder, family, part.min_pixels, part.max_pixels), config)
     same_patches(folder, image, config)
-    return Known(part.name, folder, family, Renderer(family, tokenizer, image, template_in(folder, tokenizer)), config)
+    renderer = Renderer(family, tokenizer, image, template_in(folder, tokenizer), part.template)
+    return Known(part.name, folder, family, renderer, config)
 
 
 def small_files(name: str) -> Path:
