@@ -159,8 +159,8 @@ def _played(config: RunConfig, model: Known, data: Rows, machine: Machine, devic
     try:
         part = config.model
         vlm = load(
-            part.name, dtype=part.dtype, device=target, min_pixels=part.min_pixels, max_pixels=part.max_pixels, freeze=part.freeze,
-            template_kwargs=part.template,
+            part.name, dtype=part.dtype, device=target, min_pixels=part.min_pixels, max_pixels=part.max_pixels,
+            freeze=part.freeze, template_kwargs=part.template,
         )  # fmt: skip
         yield from _engine(config, vlm, data)
     except (EngineError, LoadError) as error:

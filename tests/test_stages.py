@@ -299,3 +299,16 @@ def test_a_stage_learns_from_what_an_earlier_one_has_left(tmp_path: Path) -> Non
 def _four_right(vlm: VLM, step: int, whole: bool) -> dict[str, Any]:
     found = {"accuracy": step / 4, "right": [step / 4], "ci95": [0.0, 1.0], "n": 1}
     return {"step": step, "whole": whole, "views": {"full": found}}
+
+
+@pytest.mark.parametrize("name", ["see_then_think", "see_then_think_merged"])
+@pytest.mark.filterwarnings("ignore:step .*gradient norm")
+def test_the_shipped_recipes_run(name: str, tmp_path: Path) -> None:
+    small = ["prompts=2", "rollouts=2", "threads=1", "loggers=[]", "eval.every=1", "checkpoint.every=5"]
+    small += [f"{part}.{data}.n=4" for part in ("eval", "report") for data in ("data", "extra.text", "extra.visual")]
+    places = range(len(load_any(name).stages))  # type: ignore[union-attr]
+    small += [f"stages.{place}.{change}" for place in places for change in ("steps=2", "gate.least=null")]
+    summary = run_recipe(load_any(name, small), tmp_path, "")
+    assert [stage["steps"] for stage in summary["stages"]] == [2] * len(places)
+    assert summary["rollouts"] == 2 * 2 * 2 * len(places)
+    assert set(summary["n"]) == {"letter", "text", "visual"}
