@@ -23,7 +23,7 @@ from .checkup.data import Rows, look_at_data
 from .checkup.findings import Finding, gib
 from .checkup.machine import Machine, devices, look
 from .checkup.model import Known, known, sizes
-from .checkup.plan import checkpoint_bytes, engine_of, kept_checkpoints, look_at, plan_findings
+from .checkup.plan import checkpoint_bytes, kept_checkpoints, look_at, plan_findings
 from .checkup.tokens import token_findings
 from .checkup.tools import call_finding, dialect_findings, uses_tools
 from .checkup.versions import Version, audio, installed, needed, torchvision, versions
@@ -106,18 +106,19 @@ def recipe_findings(
     once = (config.model.name, config.model.min_pixels, config.model.max_pixels)
     if once not in heard.checked:
         yield from token_findings(model, chosen=bool(config.model.min_pixels or config.model.max_pixels))
-    played = (*once, config.model.freeze, repr(engine_of(config)), config.sampling.temperature, config.sampling.top_p)
+    played = (*once, config.model.freeze, repr(config.engine), config.sampling.temperature, config.sampling.top_p)
     if config.signals[0].kind != "sft" and played not in heard.checked:
         yield from _played(config, model, data, machine, device)
     heard.checked |= {once, played}
 
 
 def _libraries(config: RunConfig, version: Version) -> Iterator[Finding]:
-    if isinstance(engine_of(config), VLLMEnginePart):
+    if isinstance(config.engine, VLLMEnginePart):
         yield from needed("vllm", "the recipe samples with it", "pip install 'foveate[vllm]', or engine={kind: hf}", version)
-    if config.model_dump().get("distributed"):
-        for name in ("deepspeed", "accelerate"):
-            yield from needed(name, "the recipe is distributed", "pip install 'foveate[train]'", version)
+    if config.distributed.zero:
+        yield from needed("deepspeed", "the recipe uses ZeRO", "pip install 'foveate[train]'", version)
+    if config.model.lora is not None:
+        yield from needed("peft", "the recipe trains adapters", "pip install 'foveate[train]'", version)
     for name in ("wandb", "trackio"):
         if name in config.loggers:
             yield from needed(name, "the recipe logs to it", f"pip install {name}, or loggers=[tensorboard]", version)
@@ -168,7 +169,7 @@ def _played(config: RunConfig, model: Known, data: Rows, machine: Machine, devic
 
 
 def _engine(config: RunConfig, vlm: VLM, data: Rows) -> Iterator[Finding]:
-    part, sampling = engine_of(config), config.sampling
+    part, sampling = config.engine, config.sampling
     autocast = compute_dtype(vlm, config.model.compute)
     engine = build_engine(part, vlm, autocast)
     try:

@@ -58,7 +58,7 @@ class Measured:
 @dataclass(frozen=True)
 class Probe:
     """What an engine is asked. ``limit`` is the largest difference in nats that counts as arithmetic; ``vision``: the recipe
-    trains the vision tower or the projector; ``cut``: it asks for top_p or top_k."""
+    trains the vision tower or the projector."""
 
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=24))
     autocast: torch.dtype | None = None
@@ -66,10 +66,6 @@ class Probe:
     vision: bool = True
     prompts: int = 3
     n: int = 4
-
-    @property
-    def cut(self) -> bool:
-        return self.sampling.top_p < 1 or self.sampling.top_k > 0
 
 
 def limit_of(vlm: VLM, engine: Engine, autocast: torch.dtype | None) -> float:
@@ -152,7 +148,7 @@ def engine_findings(vlm: VLM, engine: Engine, probe: Probe, push: Callable[[int]
         )
         # this recipe samples at 1: what is wrong elsewhere is a warning
         yield Finding(finding.topic, finding.text, "yellow", finding.expected, finding.mend) if finding.ok is False else finding
-    if found.largest <= probe.limit or probe.cut:
+    if found.largest <= probe.limit:
         yield from after_update(vlm, engine, probe, push)
 
 
@@ -195,8 +191,6 @@ def explain(found: Measured, probe: Probe, sees: bool) -> tuple[Level, str, str]
     if float(raised_R.min()) >= -probe.limit:
         kept = float((-raised_R).exp().mean())
         why = f"the engine's are never lower, as if {100 * kept:.0f} % of the probability were all: top-p or top-k is in them"
-        if probe.cut:
-            return "yellow", why, "set sampling: {top_p: 1.0, top_k: 0}, or a policy ratio is not 1 under the same weights"
         return "red", why, "let the engine report log-probs before the cut, and ask it for top_p 1 and top_k 0 (-1 in some)"
     if found.largest <= 10 * probe.limit:
         return (

@@ -13,12 +13,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pydantic
 
 from ..train.config import RunConfig
-from ..train.engine_settings import EnginePart, HFEnginePart, ServersEnginePart, VLLMEnginePart
+from ..train.engine_settings import ServersEnginePart, VLLMEnginePart
 from ..vlm.records import View
 from ..vlm.render import Renderer
 from .findings import Finding, gib
@@ -27,12 +24,6 @@ from .model import Sizes, Tower
 
 _HEAD_BYTES = 512 << 20
 """Chunks of logits with their gradients, and what the allocator rounds up."""
-
-
-def engine_of(config: RunConfig) -> EnginePart:
-    """The recipe's engine; the trained model itself where it names none."""
-    given = dict(config).get("engine") or HFEnginePart()
-    return pydantic.TypeAdapter[EnginePart](EnginePart).validate_python(given)
 
 
 @dataclass(frozen=True)
@@ -45,10 +36,8 @@ class Sharing:
 
 
 def sharing_of(config: RunConfig, ranks: int) -> Sharing:
-    """From the recipe's ``distributed`` part, where it has one."""
-    part: Any = config.model_dump().get("distributed") or {}
-    offload = part.get("offload") not in (None, False, "none")
-    return Sharing(ranks, int(part.get("zero") or 0), offload)
+    """From the recipe's ``distributed`` part."""
+    return Sharing(ranks, config.distributed.zero, config.distributed.offload != "none")
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------------
@@ -152,7 +141,7 @@ def _engine(
     config: RunConfig, sizes: Sizes, narrow: int, gpu_bytes: int, step: Step, update: int, found: Mapping[str, int]
 ) -> int:
     """What sampling needs beyond the update: activations are free while it samples."""
-    part = engine_of(config)
+    part = config.engine
     idle = sum(size for name, size in found.items() if "activations" in name or name == "head and loss")
     if isinstance(part, ServersEnginePart) or config.signals[0].kind == "sft":
         return 0
@@ -183,8 +172,7 @@ def plan_findings(
 ) -> Iterator[Finding]:
     """Tokens, the step's shape, memory of the device, disk; each against what there is."""
     on_gpu = bool(machine.gpus) and config.model.device != "cpu"
-    part: Any = config.model_dump().get("distributed")
-    sharing = sharing_of(config, ranks or (len(machine.gpus) if on_gpu and part else 1) or 1)
+    sharing = sharing_of(config, ranks or (len(machine.gpus) if on_gpu and config.distributed.zero else 1) or 1)
     step = step_of(config, seen, sharing)
     millions = sizes.total / 1e6
     yield Finding(
@@ -198,7 +186,7 @@ def plan_findings(
         text += f"; the teacher's {round(statistics.median(seen.teacher_tokens)):,} / {max(seen.teacher_tokens):,}"
     yield Finding("tokens", f"{text}; a rollout up to {step.longest:,}")
     yield _shape(config, step, sharing)
-    engine = engine_of(config)
+    engine = config.engine
     if isinstance(engine, VLLMEnginePart) and config.signals[0].kind != "sft" and high + step.longest > engine.max_tokens:
         yield Finding(
             "engine", f"contexts of up to {high + step.longest:,} tokens, the engine is started for {engine.max_tokens:,}", "red",
