@@ -235,7 +235,7 @@ class Played:
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
 
-    def play(self, step: int, engine: object, renderer: object, places: range) -> list[Group]:
+    def play(self, step: int, engine: object, renderer: object, places: range, then: Any) -> list[Group]:
         picks = self.sampler.pick(step, places)
         return [group_of(pick.sample, int(place % 3 == 2), 2) for place, pick in zip(places, picks, strict=True)]
 

@@ -131,6 +131,7 @@ def test_resume_is_exact(name: str, dtype: torch.dtype) -> None:
     learn(model, optimizer, 0, 4)
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    rate_when_saved = optimizer.lr
     want = learn(model, optimizer, 4, 8)
 
     file.seek(0)
@@ -139,6 +140,7 @@ def test_resume_is_exact(name: str, dtype: torch.dtype) -> None:
     other.load_state_dict(saved["model"])
     resumed = build_optimizer(other.named_parameters(), settings, 8)
     resumed.load_state_dict(saved["optimizer"])
+    assert resumed.lr == rate_when_saved, "a step that learns nothing logs the rate of the one before it"
     assert learn(other, resumed, 4, 8) == want
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 

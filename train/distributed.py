@@ -277,7 +277,7 @@ class ZeroOptimizer(Optimizer):
 
     def step(self) -> None:
         """See `Optimizer.step`; DeepSpeed clips."""
-        self._set_lr()
+        self._set_lr(self.steps_done)
         self._engine.step()
         self.steps_done += 1
 
@@ -332,7 +332,7 @@ class ZeroOptimizer(Optimizer):
             raise RuntimeError("optimizer state: ZeRO takes it over before the first update only")
         self._check(state)
         self._kept, self.steps_done = state, int(state["steps_done"])
-        self._set_lr()
+        self._set_lr(max(0, self.steps_done - 1))
 
     @torch.no_grad()
     def _scatter(self, state: dict[str, Any]) -> None:

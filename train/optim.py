@@ -83,7 +83,7 @@ class Optimizer:
         self._settings, self._total_steps = settings, total_steps
         self._full_lrs = [group["lr"] for group in self.param_groups]
         self.steps_done = 0
-        self._set_lr()
+        self._set_lr(0)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -94,14 +94,14 @@ class Optimizer:
         """AdamW's learning rate in the last step (before the first: of the first)."""
         return self._settings.lr * self._scale
 
-    def _set_lr(self) -> None:
-        self._scale = lr_scale(self.steps_done, self._total_steps, self._settings)
+    def _set_lr(self, step: int) -> None:
+        self._scale = lr_scale(step, self._total_steps, self._settings)
         for group, full in zip(self.param_groups, self._full_lrs, strict=True):
             group["lr"] = full * self._scale
 
     def step(self) -> None:
         """Update the weights from their gradients; parameters without one stay as they are."""
-        self._set_lr()
+        self._set_lr(self.steps_done)
         for name, parameter in self._named:
             if name in self._masters:
                 self._masters[name].grad = None if parameter.grad is None else parameter.grad.float()
@@ -142,7 +142,7 @@ class Optimizer:
             for name, master in self._masters.items():
                 master.copy_(state["masters"][name])
         self.steps_done = int(state["steps_done"])
-        self._set_lr()
+        self._set_lr(max(0, self.steps_done - 1))  # as `lr` was when the state was saved
 
     def _check(self, state: dict[str, Any]) -> None:
         names = [name for name, _ in self._named]
