@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -222,10 +222,11 @@ def build(page: Page) -> gr.Blocks:
         )  # fmt: skip
         stop.click(None, None, None, cancels=[asking], api_visibility="private")
     blocks.queue(max_size=limits.queue)
-    return blocks
+    page_made: gr.Blocks = blocks
+    return page_made
 
 
-def _code(tab: str, copy: str, language: str, name: str) -> gr.Code:
+def _code(tab: str, copy: str, language: Literal["python", "shell"], name: str) -> gr.Code:
     """Code under a tab, with a button that copies it."""
     with gr.Tab(tab):
         button = gr.Button(copy, size="sm", elem_id=f"copy-{name}")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .limits import Limits
 from .players import Player
@@ -63,7 +64,7 @@ def serving(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def theme() -> object:
+def theme() -> Any:
     """Gradio's plain theme in the fonts of the reader's own machine: the usual ones come from Google."""
     import gradio as gr
 

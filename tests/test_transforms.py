@@ -520,7 +520,7 @@ def scored_as(outcome: Callable[[Rollout], str]) -> Callable[..., list[Group]]:
 
 
 def test_the_dot_recipe_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foveate.train.run.HFEngine", Rambles)
+    monkeypatch.setattr("foveate.train.sync.HFEngine", Rambles)
     monkeypatch.setattr(
         "foveate.train.experience.score_groups", scored_as(lambda one: "wrong" if one.stop.truncated else "right")
     )

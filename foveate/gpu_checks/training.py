@@ -10,7 +10,7 @@ import dataclasses
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -164,7 +164,8 @@ def lora(settings: Settings, notes: Notes) -> None:
     vlm = random_model("qwen3_vl", device, settings.quick)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     model = get_peft_model(vlm.model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets))
-    adapted = dataclasses.replace(vlm, model=model)
+    whole: Any = model  # to the rest of foveate a model with adapters is a model
+    adapted = dataclasses.replace(vlm, model=whole)
     batches = batches_of(adapted, "grpo", settings.quick)
     optimizer = build_optimizer(model.named_parameters(), Rate(), 1000)
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
