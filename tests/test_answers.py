@@ -108,7 +108,7 @@ def test_long_texts_are_read_in_linear_time(unit: str) -> None:
             extract(one)
         return time.perf_counter() - start
 
-    short, long = seconds(25_000), seconds(200_000)
+    short, long = (min(seconds(size) for _ in range(2)) for size in (25_000, 200_000))  # other work on the machine comes and goes
     # 8 times the text: linear is 8 times the time, quadratic 64 times
     assert long < 25 * max(short, 0.01)
 

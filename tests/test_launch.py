@@ -186,7 +186,7 @@ def started(path: Path, script: str, *arguments: str, **more: str) -> subprocess
 def test_a_signal_reaches_training_and_its_status_is_kept(path: Path, script: str, number: signal.Signals) -> None:
     process = started(path, script, SKIP_DOCTOR="1")
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert (path.parent / "saved").read_text(encoding="utf-8") == str(int(signal.SIGTERM))
     assert f"SIG{number.name.removeprefix('SIG')} is handed on to process" in said
@@ -207,7 +207,7 @@ def test_slurm_tells_the_steps_and_queues_again(path: Path) -> None:
     more = {"SKIP_DOCTOR": "1", "REQUEUE": "1", "SLURM_JOB_ID": "7", "MASTER": "n0"}
     process = started(path, "slurm.sbatch", "--run", "/s/x", **more)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == 130
     assert (path.parent / "saved").exists()
     calls = (path.parent / "calls").read_text(encoding="utf-8")
@@ -241,7 +241,7 @@ def test_servers_end_with_training(path: Path) -> None:
 def test_the_status_of_training_is_kept(path: Path, status: int) -> None:
     process = started(path, "one_gpu.sh")
     (path.parent / "end").write_text(str(status), encoding="utf-8")
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == status
     assert (path.parent / "arguments").read_text(encoding="utf-8") == "train x"
 
