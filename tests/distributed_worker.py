@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ ZERO = {
     2: ["distributed.zero=2"],
     3: ["distributed.zero=3", "distributed.settings={stage3_param_persistence_threshold: 0}"],
 }
+LATE = "current-3"
+"""Here rank 1 comes to the run when rank 0 would have written its first checkpoint already."""
 
 
 def config_of(case: str) -> RunConfig:
@@ -103,6 +106,8 @@ def main(folder: Path, cases: Sequence[str]) -> None:
     """Every case in turn."""
     works: dict[str, Callable[[Path, str], Any]] = {"mixed": step_by_step}
     for case in cases:
+        if case == LATE and joined().rank == 1:
+            time.sleep(4)
         work = works.get(case.rsplit("-", 1)[0])
         if work is not None:
             work(folder, case)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32" or shutil.which("ps") is
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path) -> Iterator[Path]:
     """A folder with fake programs: `foveate` trains until told to end, or fails as a doctor; `torchrun` starts two of it."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -65,7 +66,8 @@ bash -c 'exec -a "python -m foveate train" {sys.executable} {folder / "trainer.p
 wait $! || exit 1
 """,
     )
-    return folder
+    yield folder
+    (tmp_path / "end").write_text("0", encoding="utf-8")  # whatever a failed test has left running
 
 
 def environment(path: Path, **more: str) -> dict[str, str]:
@@ -172,6 +174,8 @@ def started(path: Path, script: str, *arguments: str, **more: str) -> subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # tests that run in the background have SIGINT ignored, and bash cannot trap what was ignored when it began
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while not (path.parent / "arguments").exists():

@@ -82,9 +82,11 @@ def test_a_rollout_opens_with_both_views_its_heat_map_and_what_else_could_have_b
     runs: tuple[Path, Path], serve: Any, page: Any
 ) -> None:
     page.goto(serve(runs[0]))
+    first = page.locator("#rows tr:first-child td:first-child")
+    playwright.expect(first).to_have_text("12")
     page.select_option("[name=sort]", "divergence")
     page.wait_for_url("**/#*divergence*")
-    page.wait_for_selector("#rows tr:first-child td:has-text('1')")
+    playwright.expect(first).to_have_text("1")  # the address changes before the list does
     page.click("#rows tr >> nth=0")
     page.wait_for_selector("#rollout .token")
     assert page.locator("#rollout .pair img").count() == 2
@@ -102,12 +104,12 @@ def test_a_rollout_opens_with_both_views_its_heat_map_and_what_else_could_have_b
     assert "said with probability 24.7 %" in panel.inner_text()  # exp(-1.4)
     shoot(page, "view-rollout-1280")
     page.mouse.move(2, 2)
-    assert panel.is_hidden()
+    playwright.expect(panel).to_be_hidden()
     page.locator("#rollout .turn .token >> nth=0").focus()
     page.keyboard.press("ArrowRight")
-    assert "Teacher would say" in panel.inner_text(), "the keyboard reads tokens too"
+    playwright.expect(panel, "the keyboard reads tokens too").to_contain_text("Teacher would say")
     page.keyboard.press("Escape")
-    assert panel.is_hidden()
+    playwright.expect(panel).to_be_hidden()
 
 
 def test_a_tools_box_lies_on_the_picture_where_it_was_cut(runs: tuple[Path, Path], serve: Any, page: Any) -> None:

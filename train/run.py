@@ -245,6 +245,7 @@ class Run:
     def restore(self) -> bool:
         """Go to the last checkpoint and drop what was logged after it; False when there is none."""
         found = checkpoint.restore(self.folder, self.vlm, self.optimizer, self.teacher, self.guard, self.parts)
+        self.ranks.wait()  # a rank that comes late must not find the checkpoint that another writes next
         self.progress = found or self.progress
         self.recorder.rewind(self.progress.step)
         if found is not None:
