@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast, overload
+from collections.abc import Sequence
+from typing import TypeVar, cast, overload
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Blend(Sequence[Sample]):
-    """Several data sets with weights. As a sequence it is one after the other; `draw` and `Draws` keep to the weights."""
+    """Several data sets with weights. As a sequence it is one after the other; `draw` keeps to the weights."""
 
     def __init__(self, sources: Sequence[Sequence[Sample]], weights: Sequence[float] | None = None) -> None:
         if not sources or any(len(source) == 0 for source in sources):
@@ -93,40 +93,3 @@ def draw(samples: Sequence[_Item], position: int, seed: int) -> _Item:
         source, index = samples.at(position, seed)
         return cast("_Item", samples.sources[source][index])
     return samples[position_to_index(position, len(samples), seed)]
-
-
-class Draws:
-    """`draw` with a memory of the position, for who does not count himself. Resumes exactly.
-
-    >>> draws = Draws(samples, seed=0); first = draws.take(8); state = draws.state_dict()     # doctest: +SKIP
-    """
-
-    def __init__(self, samples: Sequence[Sample], seed: int = 0) -> None:
-        self.samples, self.seed, self.position = samples, seed, 0
-
-    def take(self, num: int) -> list[Sample]:
-        """The next ``num`` samples."""
-        taken = [draw(self.samples, self.position + step, self.seed) for step in range(num)]
-        self.position += num
-        return taken
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and what it belongs to."""
-        return {"position": self.position, **self._identity()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. `ValueError` when the data or the seed differ: the order would be another one."""
-        for name, value in self._identity().items():
-            if state[name] != value:
-                raise ValueError(
-                    f"the order cannot be resumed: {name} was {state[name]} and is {value}; resume with the same data and seed"
-                )
-        self.position = int(state["position"])
-
-    def _identity(self) -> dict[str, Any]:
-        blend = self.samples if isinstance(self.samples, Blend) else None
-        return {
-            "seed": self.seed,
-            "lengths": [len(source) for source in blend.sources] if blend else [len(self.samples)],
-            "shares": list(blend.shares) if blend else [1.0],
-        }

@@ -78,11 +78,6 @@ class Trajectory:
             tuple(turn.calls for turn in turns),
         )
 
-    @property
-    def to_replay(self) -> Trajectory:
-        """The same without its observations and calls: the tools make them again."""
-        return Trajectory(self.sample, self.actions)
-
 
 def drop_thoughts(trajectory: Trajectory, probability: float, seed: int | str) -> Trajectory:
     """With this probability, all ``<think>`` tags of a trajectory are emptied (thought dropout: TON 2505.16854, stage 1, 0.5).

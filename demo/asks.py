@@ -9,7 +9,6 @@ from typing import Any
 from ..datasets.crops import checked_box
 from ..eval.modes import mode, view_of
 from ..eval.records import Item, Mode
-from ..vlm.images import Picture
 from ..vlm.messages import Clip
 from ..vlm.records import Box, Privileged, Sample, View
 from .limits import DemoError
@@ -98,8 +97,3 @@ def box_text(corners: tuple[tuple[float, float], ...], size_px: tuple[int, int])
     xs, ys = zip(*corners, strict=True)
     box = (max(0, min(xs)), max(0, min(ys)), min(size_px[0], max(xs)), min(size_px[1], max(ys)))
     return ", ".join(str(round(value)) for value in box)
-
-
-def first_picture(visual: Picture | Clip) -> Picture:
-    """The picture itself, or the first frame."""
-    return visual if isinstance(visual, Picture) else visual.frames[0]

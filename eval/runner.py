@@ -43,11 +43,6 @@ class Progress:
         """Tasks finished in a second, those of earlier starts aside."""
         return (self.done - self.before) / max(self.seconds, 1e-9)
 
-    @property
-    def seconds_left(self) -> float | None:
-        """At the rate so far; None before there is one."""
-        return (self.total - self.done) / self.per_second if self.done > self.before else None
-
 
 def evaluate(
     benchmark_name: str,

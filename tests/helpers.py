@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from foveate.visual_tools.boxes import Coords
+from foveate.visual_tools.spec import ToolsSpec, build_toolbox
+from foveate.visual_tools.toolbox import Toolbox
 from foveate.vlm.images import Picture
 from foveate.vlm.load import VLM
 from foveate.vlm.messages import Message
@@ -39,3 +42,8 @@ def scripted(vlm: VLM, view: View, num_tools: int, index: int = 0, group: str = 
     ]
     turns.append(turn(vlm, f"{answer} {index}"))
     return Rollout("s", group, index, view, tuple(turns), StopReason.ANSWERED)
+
+
+def zoom_toolbox(coords: Coords = "norm1000", grey: bool = False) -> Toolbox:
+    """The zoom alone, in the Hermes dialect: what the embedded tiny model uses."""
+    return build_toolbox(ToolsSpec(coords=coords, ablate="grey" if grey else "none"))

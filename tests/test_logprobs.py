@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.vlm.logprobs import token_logprobs, top_candidates
+from foveate.vlm.logprobs import token_logprobs
 
 
 def rows(n: int = 10, vocab: int = 31, width: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,17 +26,10 @@ def test_equals_whole_logits(chunk: int | None, temperature: float) -> None:
     logits[:, [0, 3]] = -math.inf
     got = token_logprobs(hidden, head, targets, temperature=temperature, banned_ids=(0, 3), chunk=chunk)
     torch.testing.assert_close(got, logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
-    ids, values = top_candidates(hidden, head, 5, temperature=temperature, banned_ids=(0, 3), chunk=chunk)
-    want = logits.log_softmax(-1).topk(5)
-    assert torch.equal(ids, want.indices)
-    torch.testing.assert_close(values, want.values)
 
 
 def test_by_hand() -> None:
     hidden, head = torch.tensor([[1.0]]), torch.tensor([[math.log(6)], [math.log(3)], [0.0]])  # probabilities .6 .3 .1
-    ids, values = top_candidates(hidden, head, 2)
-    assert ids.tolist() == [[0, 1]]
-    assert values.exp().tolist() == [pytest.approx([0.6, 0.3])]
     assert token_logprobs(hidden, head, torch.tensor([2])).exp().item() == pytest.approx(0.1)
     assert token_logprobs(hidden, head, torch.tensor([2]), banned_ids=[0]).exp().item() == pytest.approx(0.25)
     assert token_logprobs(hidden, head, torch.tensor([0]), banned_ids=[0]).item() == -math.inf
@@ -55,14 +48,9 @@ def test_half_precision_is_normalised_in_fp32_and_keeps_no_graph() -> None:
 def test_no_rows() -> None:
     hidden, head, targets = rows()
     assert token_logprobs(hidden[:0], head, targets[:0]).shape == (0,)
-    ids, values = top_candidates(hidden[:0], head, 3)
-    assert ids.shape == (0, 3)
-    assert values.shape == (0, 3)
 
 
 def test_mistakes_are_named() -> None:
     hidden, head, targets = rows()
     with pytest.raises(ValueError, match="score it at temperature 1"):
         token_logprobs(hidden, head, targets, temperature=0.0)
-    with pytest.raises(ValueError, match="expected 1 to 31"):
-        top_candidates(hidden, head, 32)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from foveate.datasets.mix import Blend, Draws, draw, position_to_index
+from foveate.datasets.mix import Blend, draw, position_to_index
 from foveate.datasets.spec import load_data
 from foveate.vlm.records import Sample
 
@@ -47,28 +47,6 @@ def test_each_source_goes_through_its_own_epochs() -> None:
     of_b = [name for name in drawn if name.startswith("b")]
     assert sorted(of_a[:10]) == sorted(of_a[10:20]) == sorted({f"a{index}" for index in range(10)})
     assert all(len(set(of_b[start : start + 4])) == 4 for start in range(0, 20, 4))
-
-
-def test_resume_is_exact_at_any_moment() -> None:
-    blend = Blend([named("a", 7), named("b", 5)], [2, 1])
-    whole = [sample.id for sample in Draws(blend, seed=4).take(60)]
-    for stopped in (0, 1, 13, 59):
-        first = Draws(blend, seed=4)
-        before = [sample.id for sample in first.take(stopped)]
-        second = Draws(Blend([named("a", 7), named("b", 5)], [2, 1]), seed=4)
-        second.load_state_dict(first.state_dict())
-        assert before + [sample.id for sample in second.take(60 - stopped)] == whole
-
-
-def test_resume_refuses_other_data() -> None:
-    state = Draws(named("a", 7), seed=4).state_dict()
-    for other in (
-        Draws(named("a", 8), seed=4),
-        Draws(named("a", 7), seed=5),
-        Draws(Blend([named("a", 3), named("b", 4)]), seed=4),
-    ):
-        with pytest.raises(ValueError, match="cannot be resumed"):
-            other.load_state_dict(state)
 
 
 def test_a_mixture_in_a_recipe() -> None:

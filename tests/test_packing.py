@@ -245,7 +245,7 @@ def test_layout_of_a_pack_by_hand() -> None:
     assert packed.targets_R.tolist() == [3, 4, 5, 7, 8]
     assert packed.sequence_R.tolist() == [0, 1, 1, 3, 3]
     assert packed.suffix_starts == (0, 1, 3, 3, 5)
-    assert packed.num_suffixes == 4
+    assert len(packed.suffix_starts) == 5
     assert [rows.tolist() for rows, _ in sequences(packed)] == [[0, 1, 2], [0, 1, 3, 4], [0, 1], [5, 6, 7]]
     with pytest.raises(ValueError, match="group 1 has an empty prompt"):
         pack([(words(1), []), (EMPTY, [words(2)])])

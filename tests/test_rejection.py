@@ -221,7 +221,7 @@ def test_the_models_own_zooms_are_kept_and_can_be_taught(tmp_path: Path) -> None
     for row, one in zip(rows, kept, strict=True):
         was = sampled[row["id"], row["rollout"]]
         stored = play_script(one, was.view, None, vlm.renderer)
-        replayed = play_script(one.to_replay, was.view, rules.toolbox, vlm.renderer)
+        replayed = play_script(Trajectory(one.sample, one.actions), was.view, rules.toolbox, vlm.renderer)
         for again in (stored, replayed):
             assert [turn.text for turn in again.turns] == [turn.text for turn in was.turns]
             assert [turn.observation for turn in again.turns] == [turn.observation for turn in was.turns]

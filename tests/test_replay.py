@@ -226,7 +226,7 @@ def test_repetitions_weigh_as_often_as_they_are_drawn(vlm: VLM) -> None:
     assert len(taught) == 3
     streams = {"grpo": Grpo(GrpoSignal(kind="grpo", ratio="sequence", reduction="sequence")).streams()[0]}
     batches = make_batches(taught, streams, vlm.renderer, 10_000)
-    assert sum(batch.packed.num_suffixes for batch in batches) == 3
+    assert sum(len(batch.packed.suffix_starts) - 1 for batch in batches) == 3
     loss = accumulate(vlm, None, batches, 1.0).loss
     assert loss == pytest.approx(accumulate(vlm, None, make_batches([one], streams, vlm.renderer, 10_000), 1.0).loss, rel=1e-4)
 

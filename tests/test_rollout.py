@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from helpers import zoom_toolbox
 
 from foveate.visual_tools.dialects.base import Call
-from foveate.visual_tools.spec import zoom_toolbox
 from foveate.vlm.generate import Completion, HFEngine, Sampling
 from foveate.vlm.images import Picture
 from foveate.vlm.load import VLM, tiny_random

@@ -83,7 +83,6 @@ def test_a_rollout_becomes_a_trajectory() -> None:
     )
     made = Trajectory.of(SAMPLE, Rollout("s", "g", 0, VIEW, turns, StopReason.ANSWERED))
     assert made == Trajectory(SAMPLE, ("look", "K"), (reply,), ((call,), ()))
-    assert made.to_replay == Trajectory(SAMPLE, ("look", "K"))
 
 
 def test_thoughts_are_dropped_at_the_given_rate() -> None:
@@ -355,7 +354,7 @@ def test_given_observations_are_shown_as_they_are_and_cost_no_tool(vlm: VLM) -> 
     assert one.turns[0].calls == (call,)
     alone = play_script(Trajectory(SAMPLE, ("cut", "K"), (given,)), VIEW, None, vlm.renderer)
     assert [turn.stop for turn in alone.turns] == [StopReason.TOOL_CALL, StopReason.ANSWERED]
-    replayed = play_script(told.to_replay, VIEW, Cutter([]), vlm.renderer)
+    replayed = play_script(Trajectory(told.sample, told.actions), VIEW, Cutter([]), vlm.renderer)
     assert replayed.turns[0].observation == Message.user("<", picture(1, 84, 56), ">")
 
 

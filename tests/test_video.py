@@ -16,7 +16,7 @@ import pytest
 from video_files import greys, numbers_of, turned, write_video
 
 from foveate.vlm import video
-from foveate.vlm.frames import SlowFast, grid_tokens, model_tokens, slow_fast_parts, slow_fast_sizes, slow_frames, timed_parts
+from foveate.vlm.frames import SlowFast, grid_tokens, slow_fast_parts, slow_fast_sizes, slow_frames, timed_parts
 from foveate.vlm.images import Picture
 from foveate.vlm.load import tiny_random
 from foveate.vlm.messages import Clip, Message
@@ -318,11 +318,3 @@ def test_a_clip_of_a_file_is_rendered_like_any_other(tmp_path: Path, family: str
     assert told == (["0.3", "1.4", "2.5", "3.6"] if family == "qwen3-vl" else [])
     timed = renderer.prompt([Message.user(*timed_parts(clip), "What moves?")])
     assert re.findall(r"<([\d.]+) seconds>", str(renderer.tokenizer.decode(timed.ids_T)))[:3] == ["0.0", "0.6", "1.1"]
-
-
-@pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl"])
-def test_model_tokens_are_those_of_the_renderer(family: str) -> None:
-    renderer = tiny_random(family, attention="sdpa").renderer
-    tokens = model_tokens(renderer.image)
-    for width, height in ((30, 30), (64, 200), (700, 333), (5000, 4000)):
-        assert tokens(width, height) == renderer.item(Picture.of(np.zeros((height, width, 3), np.uint8))).num_tokens

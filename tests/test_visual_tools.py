@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import zoom_toolbox
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from foveate.visual_tools.base import Done, Scene, ToolError
 from foveate.visual_tools.dialects.base import Call
 from foveate.visual_tools.dialects.registry import DIALECTS
 from foveate.visual_tools.registry import TOOLS
-from foveate.visual_tools.spec import ToolsSpec, build_toolbox, zoom_toolbox
+from foveate.visual_tools.spec import ToolsSpec, build_toolbox
 from foveate.visual_tools.toolbox import Toolbox
 from foveate.visual_tools.zoom import Zoom, ZoomArguments
 from foveate.vlm.images import Picture

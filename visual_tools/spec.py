@@ -80,8 +80,3 @@ def _tool(name: str, options: Mapping[str, Any]) -> Tool:
         if option not in tool.model_fields:
             raise ValueError(f"the tool {name} has no option {option!r}; {near_or_all(option, tool.model_fields)}")
     return tool.model_validate(dict(options))
-
-
-def zoom_toolbox(coords: Coords = "norm1000", grey: bool = False) -> Toolbox:
-    """The zoom alone, in the Hermes dialect: what the embedded tiny model uses."""
-    return build_toolbox(ToolsSpec(coords=coords, ablate="grey" if grey else "none"))

@@ -16,7 +16,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from .images import ImageSettings, Picture
+from .images import Picture
 from .messages import Clip, Part
 
 TokensOf = Callable[[int, int], int]
@@ -53,16 +53,6 @@ class SlowFast:
 def grid_tokens(token_px: int) -> TokensOf:
     """Tokens of a picture that is cut into squares of ``token_px``: 28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL and later."""
     return lambda width_px, height_px: max(1, round(width_px / token_px)) * max(1, round(height_px / token_px))
-
-
-def model_tokens(settings: ImageSettings) -> TokensOf:
-    """Tokens of a picture as a model's renderer counts them, its least and largest picture included."""
-
-    def tokens(width_px: int, height_px: int) -> int:
-        width, height = settings.budget.resized(width_px, height_px, settings.factor)
-        return width * height // settings.factor**2
-
-    return tokens
 
 
 def timed_parts(clip: Clip, timestamps: bool = True) -> tuple[Part, ...]:

@@ -1,6 +1,6 @@
-"""Log-probs and top candidates of given rows, without ever holding R x V logits. For scoring: no gradients.
+"""Log-probs of given rows, without ever holding R x V logits. For scoring: no gradients.
 
-Legend: R rows, D width, V vocabulary, C candidates. Temperature and banned tokens are applied as sampling applies them, so these
+Legend: R rows, D width, V vocabulary. Temperature and banned tokens are applied as sampling applies them, so these
 are the numbers that the sampler's log-probs must equal (law 7). ``chunk`` is the number of rows at a time; None chooses.
 """
 
@@ -28,25 +28,6 @@ def token_logprobs(
         for span, logprobs_RV in _chunks(hidden_RD, weight_VD, temperature, banned_ids, chunk)
     ]
     return torch.cat(found) if found else hidden_RD.new_zeros(0, dtype=_wide(hidden_RD))
-
-
-@torch.no_grad()
-def top_candidates(
-    hidden_RD: Tensor,
-    weight_VD: Tensor,
-    c: int,
-    *,
-    temperature: float = 1.0,
-    banned_ids: Sequence[int] = (),
-    chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The ``c`` most probable tokens of every row, best first: ids [R, C] and their log-probs [R, C] over the full vocabulary."""
-    if not 1 <= c <= len(weight_VD):
-        raise ValueError(f"top candidates: c is {c}, expected 1 to {len(weight_VD)} (the vocabulary)")
-    found = [logprobs_RV.topk(c, dim=-1) for _, logprobs_RV in _chunks(hidden_RD, weight_VD, temperature, banned_ids, chunk)]
-    if not found:
-        return torch.zeros(0, c, dtype=torch.long, device=hidden_RD.device), hidden_RD.new_zeros(0, c, dtype=_wide(hidden_RD))
-    return torch.cat([top.indices for top in found]), torch.cat([top.values for top in found])
 
 
 def _wide(hidden_RD: Tensor) -> torch.dtype:

@@ -44,10 +44,6 @@ class Packed:
     def num_tokens(self) -> int:
         return len(self.ids_T)
 
-    @property
-    def num_suffixes(self) -> int:
-        return len(self.suffix_starts) - 1
-
 
 def pack(groups: Sequence[tuple[Segment, Sequence[Segment]]]) -> Packed:
     """Pack ``[(prompt, [suffix, ...]), ...]``.
