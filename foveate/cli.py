@@ -20,44 +20,36 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_data, cli_demo, cli_eval, cli_gpu, cli_lora, cli_play, cli_view
+from . import __version__, cli_data, cli_demo, cli_eval, cli_gpu, cli_lora, cli_play, cli_view
 
 if TYPE_CHECKING:
     from .doctor import Finding
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it, and make some.")
 tiny_app = typer.Typer(no_args_is_help=True, help="The embedded model.")
 recipes_app = typer.Typer(invoke_without_command=True, help="Recipes that ship with foveate, and their schema.")
-app.add_typer(data_app, name="data")
-app.add_typer(tiny_app, name="tiny")
-app.add_typer(recipes_app, name="recipes")
-
-app.command()(cli_play.rollout)
-app.command()(cli_play.sample)
-app.command()(cli_view.view)
-app.command()(cli_lora.merge)
-app.command("eval")(cli_eval.evaluate)
-data_app.command("pass-rate")(cli_data.pass_rate)
-data_app.command("perception")(cli_data.perception)
-data_app.command("thoughts")(cli_data.thoughts)
-data_app.command("hindsight")(cli_data.hindsight)
-app.command()(cli_demo.demo)
-app.command(context_settings=cli_gpu.SETTINGS)(cli_gpu.gpu)
-
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"foveate {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def about() -> None:
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show it and exit.")] = False,
+) -> None:
     """Train vision-language models to look closely, and then to see without looking.
 
     Add --debug to any command to see where an error came from.
     """
 
 
-@app.command()
+@app.command(rich_help_panel="Train")
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (foveate recipes) or a YAML file.")],
     overrides: Annotated[
@@ -209,8 +201,11 @@ def recipes(context: typer.Context) -> None:
         return
     from .train.recipes import recipe_names, recipe_path
 
-    for name in recipe_names():
-        out.print(f"[bold]{name:<20}[/] {escape(first_sentence(recipe_path(name).read_text(encoding='utf-8')))}", soft_wrap=True)
+    names = recipe_names()
+    width = max(map(len, names))
+    for name in names:
+        about = first_sentence(recipe_path(name).read_text(encoding="utf-8"))
+        out.print(f"[bold]{name:<{width}}[/] {escape(about)}", soft_wrap=True)
 
 
 def first_sentence(recipe: str) -> str:
@@ -236,7 +231,7 @@ def recipes_schema() -> None:
     sys.stdout.write(json.dumps(recipe_schema(), indent=2) + "\n")
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write report.html of a run, complete or not."""
     from .train.report import write_report
@@ -244,7 +239,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     out.print(str(write_report(run)), soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel="This machine")
 def doctor(
     recipe: Annotated[str | None, typer.Argument(help="A recipe to look at as well: its data, plan, tools and engine.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")] = None,
@@ -271,6 +266,22 @@ def doctor(
         bad |= finding.ok is False
     if bad:
         raise typer.Exit(1)
+
+
+app.command("eval", rich_help_panel="Train")(cli_eval.evaluate)
+app.command(rich_help_panel="Train")(cli_play.sample)
+app.command(rich_help_panel="Train")(cli_lora.merge)
+app.command(rich_help_panel="Look")(cli_play.rollout)
+app.command(rich_help_panel="Look")(cli_view.view)
+app.command(rich_help_panel="Look")(cli_demo.demo)
+app.command(context_settings=cli_gpu.SETTINGS, rich_help_panel="This machine")(cli_gpu.gpu)
+data_app.command("pass-rate")(cli_data.pass_rate)
+data_app.command("perception")(cli_data.perception)
+data_app.command("thoughts")(cli_data.thoughts)
+data_app.command("hindsight")(cli_data.hindsight)
+app.add_typer(data_app, name="data", rich_help_panel="What it trains on")
+app.add_typer(recipes_app, name="recipes", rich_help_panel="What it trains on")
+app.add_typer(tiny_app, name="tiny", rich_help_panel="What it trains on")
 
 
 def show_finding(finding: Finding) -> None:

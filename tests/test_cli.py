@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -49,10 +50,16 @@ def test_debug_shows_where_an_error_came_from(foveate: Run) -> None:
         foveate("report", "nowhere", "--debug")
 
 
+def test_the_version_is_told(foveate: Run) -> None:
+    assert foveate("--version")[:2] == (0, f"foveate {importlib.metadata.version('foveate')}\n")
+
+
 def test_recipes_are_listed_shown_and_described(foveate: Run) -> None:
     status, listed, _ = foveate("recipes")
     assert status == 0
-    assert "tiny/vision_opd      Vision-OPD (2605.18740) on the embedded model" in listed
+    assert "tiny/vision_opd        Vision-OPD (2605.18740) on the embedded model" in listed
+    starts = {len(line) - len(line.split(maxsplit=1)[1]) for line in listed.splitlines()}
+    assert len(starts) == 1, "what they say about themselves stands in one column"
     _, shown, _ = foveate("recipes", "show", "tiny/vision_opd", "steps=7")
     assert "steps: 7\n" in shown
     _, schema, _ = foveate("recipes", "schema")
