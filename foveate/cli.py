@@ -296,7 +296,8 @@ def explain(error: Exception) -> str:
     """An error in words; pydantic's report is shortened to one line per option."""
     if isinstance(error, pydantic.ValidationError):
         return "\n".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors()
+            ": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, "))))
+            for one in error.errors()
         )
     return str(error)
 

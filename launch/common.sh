@@ -55,7 +55,11 @@ quoted() {
     printf '%s' "${text% }"
 }
 
-# `foveate` where it is installed, else the module of this checkout.
+# `foveate` where it is installed, else the environment that make has set up here, else the module of this checkout.
+ENVIRONMENT=$(dirname "${BASH_SOURCE[0]}")/../.venv/bin
+if ! command -v foveate > /dev/null && [[ -x $ENVIRONMENT/foveate ]]; then
+    PATH=$(cd "$ENVIRONMENT" && pwd):$PATH
+fi
 PYTHON=${PYTHON:-$(command -v python || command -v python3 || echo python)}
 if command -v foveate > /dev/null; then
     FOVEATE=(foveate)

@@ -185,13 +185,14 @@ def _element(node: list[Any], index: str, override: str) -> Any:
 
 def _explain(detail: Any) -> str:
     place = ".".join(str(piece) for piece in detail["loc"])
+    place += ": " if place else ""  # a rule about the whole recipe names its keys itself
     if detail["type"] != "extra_forbidden":
         given = detail.get("input")
         shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-        return f"  {place}: {detail['msg'].removeprefix('Value error, ')}{shown}"
+        return f"  {place}{detail['msg'].removeprefix('Value error, ')}{shown}"
     unknown = str(detail["loc"][-1])
     near = difflib.get_close_matches(unknown, sorted(_all_keys()), 3, 0.6)
-    return f"  {place}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    return f"  {place}unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
 def _all_keys() -> set[str]:
