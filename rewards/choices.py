@@ -21,7 +21,7 @@ class Choice(NamedTuple):
 _AFTER_THESE = """
 so thus therefore hence then option options choice answer is are was it's its be as choose chose pick select say said with guess
 to or and nor but either both between probably maybe perhaps definitely likely clearly certainly think believe not neither except
-letter called for la le el der die
+letter called for actually rather mean la le el der die
 """
 _BEFORE = set(_AFTER_THESE.split())
 """Words after which a capital letter names an option. After others ("vitamin", "point", "row") it names something else."""
