@@ -90,9 +90,9 @@ def test_a_rollout_opens_with_both_views_its_heat_map_and_what_else_could_have_b
     page.click("#rows tr >> nth=0")
     page.wait_for_selector("#rollout .token")
     assert page.locator("#rollout .pair img").count() == 2
-    page.wait_for_function(  # pictures come after the text
-        "[...document.querySelectorAll('#rollout .pair img')].every(one => one.complete && one.naturalWidth > 0)"
-    )
+    for picture in page.locator("#rollout .pair img").all():
+        playwright.expect(picture).to_have_js_property("complete", True)  # pictures come after the text
+        assert picture.evaluate("one => one.naturalWidth") > 0
     shade = "one => getComputedStyle(one).backgroundColor"
     hot, cold = (page.locator(f"#rollout .turn .token >> nth={place}").evaluate(shade) for place in (1, 3))
     assert hot != cold
