@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from foveate.train.config import RunConfig
 from foveate.train.distributed import full_state
@@ -49,6 +50,8 @@ def config_of(case: str) -> RunConfig:
             "tiny/vision_opd",
             ["teacher.weights=ema", "teacher.rate=0.3", f"distributed.offload={'all' if stage == '3' else 'optimizer'}"],
         ),
+        "copy": ("tiny/vision_opd", ["teacher.offload=host"]),
+        "host": ("tiny/vision_opd", ["teacher.weights=ema", "teacher.rate=0.3", "teacher.offload=host"]),
         "stop": ("tiny/sft", ["steps=400", "prompts=3", "anchors=[]", "checkpoint.every=1000"]),
         "mixed": (
             "tiny/vision_opd",
@@ -102,9 +105,23 @@ def step_by_step(folder: Path, case: str) -> None:
         (folder / case / "steps.json").write_text(json.dumps(rows))
 
 
+def one_copy(folder: Path, case: str) -> None:
+    """Every rank writes its mark into a weight of the teacher, and rank 0 leaves what it then finds."""
+    run = Run(config_of(case), folder / case)
+    assert run.teacher is not None
+    weights = list(run.teacher.vlm.model.parameters())
+    same = all(bool(torch.equal(mine, theirs)) for mine, theirs in zip(weights, run.vlm.model.parameters(), strict=True))
+    run.ranks.wait()
+    weights[0].flatten()[run.ranks.rank] = 100.0 + run.ranks.rank
+    run.ranks.wait()
+    found = {"marks": weights[0].flatten()[: run.ranks.size].tolist(), "same": run.ranks.gather(same)}
+    if run.ranks.is_first:
+        (folder / case / "found.json").write_text(json.dumps(found))
+
+
 def main(folder: Path, cases: Sequence[str]) -> None:
     """Every case in turn."""
-    works: dict[str, Callable[[Path, str], Any]] = {"mixed": step_by_step}
+    works: dict[str, Callable[[Path, str], Any]] = {"mixed": step_by_step, "copy": one_copy}
     for case in cases:
         if case == LATE and joined().rank == 1:
             time.sleep(4)

@@ -37,7 +37,7 @@ deepspeed = pytest.mark.skipif(
 )
 HAVE_ZERO = importlib.util.find_spec("deepspeed") is not None
 PLAIN = ("opd-0", "mixed-0", "grpo-0")
-ZERO = ("opd-2", "opd-3", "mixed-2", "mixed-3", "grpo-2", "current-3", "offload-2", "offload-3") if HAVE_ZERO else ()
+ZERO = ("opd-2", "opd-3", "mixed-2", "mixed-3", "grpo-2", "current-3", "offload-2", "offload-3", "host-3") if HAVE_ZERO else ()
 
 
 def start(ranks: int, folder: Path, cases: Sequence[str]) -> subprocess.Popen[str]:
@@ -64,7 +64,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 240) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of one process and of two ranks."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    processes = start(1, one, [*PLAIN, "current-0"]), start(2, two, [*PLAIN, *ZERO])
+    processes = start(1, one, [*PLAIN, "current-0"]), start(2, two, [*PLAIN, "host-0", "copy-0", *ZERO])
     for process in processes:
         finish(process)
     return one, two
@@ -86,11 +86,11 @@ def same(have: list[dict[str, float]], want: list[dict[str, float]]) -> None:
             assert mine[name] == pytest.approx(value, rel=1e-5, abs=1e-5), (name, mine, theirs)
 
 
-@pytest.mark.parametrize("case", [*PLAIN, *(pytest.param(one, marks=deepspeed) for one in ZERO or ("opd-2", "opd-3"))])
+@pytest.mark.parametrize("case", [*PLAIN, "host-0", *(pytest.param(one, marks=deepspeed) for one in ZERO or ("opd-2", "opd-3"))])
 def test_two_ranks_measure_what_one_process_measures(runs: tuple[Path, Path], case: str) -> None:
     one, two = runs
     kind = case.rsplit("-", 1)[0]
-    want = rows(one / f"{'opd' if kind == 'offload' else kind}-0")
+    want = rows(one / f"{'opd' if kind in ('offload', 'host') else kind}-0")
     same(rows(two / case), want)
     assert len({row["loss/total"] for row in want if "loss/total" in row}) >= 3, "the run must learn something at every step"
 
@@ -105,6 +105,12 @@ def test_only_rank_0_writes_and_the_rollouts_are_the_same(runs: tuple[Path, Path
         texts = [[[turn["ids"] for turn in json.loads(line)["turns"]] for line in text.splitlines()] for text in (mine, theirs)]
         assert texts[0] == texts[1]
     assert len((two / "opd-0" / "starts.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_teacher_in_the_hosts_memory_is_held_once(runs: tuple[Path, Path]) -> None:
+    """What one rank writes the other reads, and both have found the student's weights there."""
+    found = json.loads((runs[1] / "copy-0" / "found.json").read_text())
+    assert found == {"marks": [100.0, 101.0], "same": [True, True]}
 
 
 def keep_first(source: Path, target: Path) -> None:

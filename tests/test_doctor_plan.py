@@ -108,10 +108,48 @@ def test_memory_of_other_settings() -> None:
     assert (narrow["weights"], narrow["gradients"], narrow["optimizer"]) == (8 * billion, 8 * billion, 48 * billion)
     distill = [{"kind": "distill", "teacher": "crop"}]
     assert memory(signals=distill, teacher={"weights": "ema"})["teacher"] == 16 * billion
+    assert memory(plan.Sharing(ranks=4, zero=3), signals=distill)["teacher"] == 16 * billion, "ZeRO does not share it"
     third = memory(plan.Sharing(ranks=4, zero=3))
     assert (third["weights"], third["optimizer"]) == (4 * billion, 8 * billion)
     second = memory(plan.Sharing(ranks=4, zero=2))
     assert (second["weights"], second["gradients"], second["optimizer"]) == (16 * billion, 4 * billion, 8 * billion)
+
+
+def test_a_teacher_in_the_hosts_memory() -> None:
+    """Two of ten layers of 2 billion numbers and the other billion of the language model pass through the device, in bfloat16."""
+    distill, billion = [{"kind": "distill", "teacher": "crop"}], 1000 * MILLION
+
+    def hosted(cuda: bool = True, **teacher: Any) -> int:
+        config = recipe(signals=distill, teacher={"offload": "host", **teacher})
+        return plan.memory(config, SIZES, plan.step_of(config, SEEN, ALONE), ALONE, cuda, 80 << 30)["teacher"]
+
+    assert hosted() == hosted(weights="ema") == (2 * 200 + 1000) * MILLION * 2
+    # without a GPU it is the same memory: float32 once, and no narrower copy where the arithmetic is float32
+    assert hosted(cuda=False) == 16 * billion
+    moving = recipe(signals=distill, teacher={"weights": "ema", "offload": "host"})
+    assert plan.teacher_host_bytes(moving, SIZES, 2) == 24 * billion
+    resting = recipe(signals=distill, teacher={"offload": "host"})
+    # 2.9 billion in matrices in bfloat16 alone, the other 1.1 in both
+    assert plan.teacher_host_bytes(resting, SIZES, 2) == (2900 * 2 + 1100 * 6) * MILLION
+
+
+def test_the_plan_says_what_a_teacher_needs_of_the_host() -> None:
+    distill = [{"kind": "distill", "teacher": "crop"}]
+    small = findings(recipe(signals=distill, teacher={"weights": "ema"}), machine(gpu_gib=60))
+    assert "teacher.offload=host" in small["GPU memory"].mend
+    assert "host memory" not in small
+    hosted = recipe(signals=distill, teacher={"weights": "ema", "offload": "host"})
+    found = findings(hosted, machine(gpu_gib=60))
+    assert "teacher.offload" not in found["GPU memory"].mend
+    assert found["host memory"].ok
+    assert "22.4 GiB of the host's memory" in found["host memory"].text
+    full = findings(hosted, machine(gpu_gib=60, ram_gib=20))["host memory"]
+    assert full.level == "red"
+    assert "teacher.offload=none" in full.mend
+    assert "teacher.offload" not in findings(recipe(), machine(gpu_gib=40))["GPU memory"].mend, "there is no teacher"
+    assert "host memory" not in findings(hosted, machine()), "it is the one memory there is"
+    kept = recipe(signals=distill, sampling={"max_new_tokens": 50, "player": "teacher"})
+    assert "teacher.offload" not in findings(kept, machine(gpu_gib=40))["GPU memory"].mend
 
 
 def test_checkpoints_by_hand() -> None:

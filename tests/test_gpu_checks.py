@@ -5,6 +5,7 @@ small sizes every check runs to its end on the CPU. Tests marked ``gpu`` are tho
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from foveate.gpu_checks import agreement, kernels, others, training
+from foveate.gpu_checks import agreement, kernels, others, teachers, training
 from foveate.gpu_checks.harness import run_all
 from foveate.gpu_checks.kernels import DTYPES, LIMITS, VARIANTS, Case, apart, errors, sizes
 from foveate.gpu_checks.models import random_model
@@ -316,6 +317,19 @@ def test_lora(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     found = run("lora", tmp_path).values
     assert 0 < float(found["grpo"]["trained"]) < 50_000
+
+
+def test_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run("teacher", tmp_path).values
+    assert set(found) == {"none", "host"}
+    assert found["host"]["nats"] == 0
+    assert float(found["host"]["host_gib"]) > 0
+    assert "host_gib" not in found["none"]
+    scores, calls = teachers.scores, itertools.count()
+    monkeypatch.setattr(teachers, "scores", lambda *args: [next(calls) + value for value in scores(*args)])
+    notes = Notes(tmp_path / "off.json", BY_NAME["teacher"].rows, BY_NAME["teacher"].columns)
+    teachers.offload(QUICK, notes)
+    assert notes.problems == ["log-probs of the two teachers differ"]
 
 
 def test_sampling_and_the_head(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ _FIRST_BATCH_SHOWN = 12
 # What may differ when a run goes on: it changes where and how the same numbers are computed or shown, not which numbers.
 _FREE_TO_CHANGE = (
     "threads", "loggers", "log_rollouts", "log_rollouts_every", "checkpoint", "micro_tokens", "model.device", "gate.least",
-    "gate.on_miss", "distributed",
+    "gate.on_miss", "distributed", "teacher.offload",
 )  # fmt: skip
 
 

@@ -81,9 +81,11 @@ class Run:
         found = origin or Origin()
         self.vlm = load_student(config, folder, found.model)
         taught_by = config.teacher if found.teacher is None else config.teacher.model_copy(update={"path": found.teacher})
-        self.teacher = Teacher(self.vlm, taught_by, copy_steps(config)) if config.needs_teacher else None
+        narrow = compute_dtype(self.vlm, config.model.compute)
+        self.teacher = Teacher(self.vlm, taught_by, copy_steps(config), self.ranks, narrow) if config.needs_teacher else None
         held = config.grpo is not None and config.grpo.kl != "none" and config.teacher.weights == "current"
-        self.reference = Teacher(self.vlm, TeacherPart()) if held else self.teacher  # a KL to the student itself would be 0
+        initial = TeacherPart(offload=config.teacher.offload)  # a KL to the student itself would be 0
+        self.reference = Teacher(self.vlm, initial, ranks=self.ranks, narrow=narrow) if held else self.teacher
         self.engine = self.player = self._engine(self.vlm)
         if config.sampling.player == "teacher" and self.teacher is not None:
             self.player = self._engine(self.teacher.vlm)

@@ -122,18 +122,18 @@ def _look(
 ) -> None:
     """Fill the looks of a batch's rollouts, whose rows are in the order of turns and tokens."""
     hidden = hidden_rows(vlm, batch.packed, batch.keep_R)
-    theirs = None
+    theirs = head_VD = None
     if teacher is not None and batch.teacher is not None:
-        theirs = hidden_rows(teacher.vlm, batch.teacher, batch.teacher_keep_R)
+        theirs, head_VD = hidden_rows(teacher.vlm, batch.teacher, batch.teacher_keep_R), teacher.vlm.head_weight
     size = rows_at_once(vlm.head_weight)
     for start in range(0, len(hidden), size):
-        own_RV = _logits(vlm, hidden[start : start + size])
+        own_RV = _logits(vlm, hidden[start : start + size], vlm.head_weight)
         addresses = batch.addresses[start : start + size]
         for address, row in zip(addresses, _candidates(own_RV, temperature), strict=True):
             found[_key(stream.name, address.rollout)].student_NK[address.turn].append(row)
-        if teacher is None or theirs is None:
+        if teacher is None or theirs is None or head_VD is None:
             continue
-        other_RV = _logits(teacher.vlm, theirs[start : start + size])
+        other_RV = _logits(teacher.vlm, theirs[start : start + size], head_VD)
         if teacher.mix:
             free = own_RV.isfinite()  # banned tokens: -inf on both sides
             other_RV = torch.where(free, other_RV.lerp(own_RV, teacher.mix), other_RV)
@@ -151,8 +151,8 @@ def _look(
             look.divergence_NK[address.turn].append(value)
 
 
-def _logits(vlm: VLM, hidden_RD: Tensor) -> Tensor:
-    logits_RV = (hidden_RD @ vlm.head_weight.to(hidden_RD.dtype).t()).float()
+def _logits(vlm: VLM, hidden_RD: Tensor, head_VD: Tensor) -> Tensor:
+    logits_RV = (hidden_RD @ head_VD.to(hidden_RD.dtype).t()).float()
     if vlm.renderer.banned_ids:
         logits_RV[:, list(vlm.renderer.banned_ids)] = -torch.inf
     return logits_RV

@@ -6,6 +6,7 @@ Sources of the variants: Vision-OPD (2605.18740), teacher regularisation ablatio
 copies now and then, and its advice to follow the student only when validation improves.
 
 Of a student with adapters it holds the adapters alone, and nothing at all where it is the base itself: see `vlm.lora.Beside`.
+With ``offload: host`` its weights lie in the host's memory, once a machine, and it moves there: see `teacher_host`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from ..vlm.load import VLM, load
 from ..vlm.lora import Beside
+from .ranks import ALONE, Ranks
+from .teacher_host import Streamed
 from .teacher_settings import TeacherPart
 
 _COUNTS = ("ema_due", "copy_due", "moved_at")
@@ -31,18 +34,27 @@ class Teacher:
 
     ``vlm`` is what scores; ``mix`` is the share of the student's logits in the teacher's (trust region), else 0. ``moved_at`` is
     the step after which its weights changed last (0: never): the version of what it samples. ``copy_at`` are steps after which it
-    is made a copy of the student whatever else is set, because a coefficient is switched on next.
+    is made a copy of the student whatever else is set, because a coefficient is switched on next. ``ranks`` and ``narrow`` (the
+    type of the arithmetic where it is narrower than the weights) are for a teacher in the host's memory: see `Streamed`.
     """
 
-    def __init__(self, student: VLM, config: TeacherPart, copy_at: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        student: VLM,
+        config: TeacherPart,
+        copy_at: frozenset[int] = frozenset(),
+        ranks: Ranks = ALONE,
+        narrow: torch.dtype | None = None,
+    ) -> None:
         self.config, self.copy_at = config, copy_at
         self.mix = config.rate if config.weights == "trust_region" else 0.0
         self.ema_due = self.copy_due = self.moved_at = 0
         if config.weights == "current":
             self.vlm = student
             return
+        hosted = config.offload == "host"
         if config.path is not None:
-            self.vlm = load(config.path, dtype="float32", device=str(student.device), merged=True)
+            self.vlm = load(config.path, dtype="float32", device="cpu" if hosted else str(student.device), merged=True)
             if self.vlm.tokenizer.get_vocab() != student.tokenizer.get_vocab():
                 raise ValueError(
                     f"teacher.path {config.path}: its tokenizer differs from the student's; the teacher re-scores the "
@@ -54,8 +66,12 @@ class Teacher:
             self.vlm = dataclasses.replace(student, model=beside)
             return
         else:
-            self.vlm = dataclasses.replace(student, model=copy.deepcopy(student.model))
-        self.vlm.model.requires_grad_(False).eval()
+            self.vlm = dataclasses.replace(student, model=student.model if hosted else copy.deepcopy(student.model))
+        if hosted:
+            made: Any = Streamed(self.vlm.model, student.device, moves=config.follows, narrow=narrow, ranks=ranks)
+            self.vlm = dataclasses.replace(self.vlm, model=made)
+        else:
+            self.vlm.model.requires_grad_(False).eval()
 
     @property
     def changes(self) -> bool:
@@ -90,18 +106,24 @@ class Teacher:
 
     @torch.no_grad()
     def _move(self, student: VLM, step: int) -> None:
+        if not self.copy_due and not self.ema_due:
+            return
         model: Any = self.vlm.model
-        followed = model.followed if isinstance(model, Beside) else student.model.parameters()
-        pairs = list(zip(model.parameters(), followed, strict=True))
-        for mine, theirs in pairs:
-            if self.copy_due:
-                mine.copy_(theirs)
-            else:
-                for _ in range(self.ema_due):
-                    mine.lerp_(theirs.to(mine.dtype), self.config.rate)
-        if self.copy_due or self.ema_due:
-            self.moved_at = step
+        if isinstance(model, Streamed):
+            model.change(list(student.model.parameters()), self._approach)
+        else:
+            followed = model.followed if isinstance(model, Beside) else student.model.parameters()
+            for mine, theirs in zip(model.parameters(), followed, strict=True):
+                self._approach(mine, theirs)
+        self.moved_at = step
         self.ema_due = self.copy_due = 0
+
+    def _approach(self, mine: Tensor, theirs: Tensor) -> None:
+        if self.copy_due:
+            mine.copy_(theirs)
+            return
+        for _ in range(self.ema_due):
+            mine.lerp_(theirs.to(mine.dtype), self.config.rate)
 
     def metrics(self, step: int) -> dict[str, float]:
         """Steps since the weights changed last, where they do."""

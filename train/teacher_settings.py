@@ -38,6 +38,9 @@ class TeacherPart(Part):
     if they are the best so far; else it is left out."""
     path: str | None = None
     """Other weights to start from (same tokenizer); None: the student's own initial weights."""
+    offload: Literal["none", "host"] = "none"
+    """Where its weights lie. none: with the student's. host: in the host's memory, once for all ranks of a machine; a layer comes
+    to the device for its forward pass and goes again."""
     accept_collapse: bool = False
     """`current` has no brake of its own: the published ablation fell to .59. Say true to run it all the same."""
 
@@ -80,6 +83,11 @@ def check_teacher(run: RunConfig) -> None:
             f"that was left behind: it is made a copy of the student first, which teacher.weights: {part.weights} forbids; use "
             "ema or sync, or weight the signal from the first step on, or make it a stage of its own"
         )
+    if part.weights == "ema" and run.model.dtype == "bfloat16" and part.path is None and run.model.lora is None:
+        raise ValueError(
+            "teacher.weights: ema with model.dtype: bfloat16: the teacher would be kept in bfloat16 too, where an average's small "
+            "steps vanish; use model.dtype: float32 (model.compute: bfloat16 still computes in it), or teacher.weights: sync"
+        )
     if part.only_if_better and (run.best_view is None or run.eval is None or not run.eval.every):
         raise ValueError(
             "teacher.only_if_better: the teacher follows the best evaluation during training; set eval.every, and "
@@ -87,6 +95,8 @@ def check_teacher(run: RunConfig) -> None:
         )
     if run.sampling.player == "teacher":
         _check_player(run)
+    if part.offload == "host":
+        _check_offload(run)
 
 
 def _check_current(run: RunConfig) -> None:
@@ -130,6 +140,25 @@ def _check_player(run: RunConfig) -> None:
         )
     if run.teacher.weights == "current":
         raise ValueError("sampling.player: teacher: with teacher.weights: current that is the student; use player: student")
+
+
+def _check_offload(run: RunConfig) -> None:
+    part = run.teacher
+    if run.sampling.player == "teacher":
+        raise ValueError(
+            "teacher.offload: host: with sampling.player: teacher all its weights would travel to the device for every token; "
+            "use offload: none, or player: student"
+        )
+    if run.model.lora is not None and part.path is None and part.weights != "current":
+        raise ValueError(
+            "teacher.offload: host: with model.lora the teacher is the student's own base (and a small copy of the adapters at "
+            "most), so there is nothing to move; remove teacher.offload, or give other weights in teacher.path"
+        )
+    if part.weights == "current" and (run.grpo is None or run.grpo.kl == "none" or run.model.lora is not None):
+        raise ValueError(
+            "teacher.offload: host: with teacher.weights: current the teacher is the student, which is trained on the device; "
+            "remove teacher.offload"
+        )
 
 
 def _distills(run: RunConfig) -> list[DistillSignal]:

@@ -152,9 +152,11 @@ def _row_loss(
             tally.add(f"loss/{row.stream.name}/{name}", values)
     policy += [pull for row in batch.rl if (pull := kl_rows(row, device)) is not None]  # after the policy terms: see _record
     kd = []
+    head_VD = teacher.vlm.head_weight if teacher is not None and batch.kd else None  # once: it may have to be fetched
     for one in batch.kd:
         assert teacher is not None
         assert teacher_hidden is not None
+        assert head_VD is not None
         kd.append(
             KDRows(
                 index_R=one.index_R.to(device),
@@ -167,7 +169,7 @@ def _row_loss(
                 temperature=one.stream.temperature,
                 mix=teacher.mix,
                 teacher_hidden_RD=teacher_hidden[one.teacher_index_R.to(device)],
-                teacher_weight_VD=teacher.vlm.head_weight,
+                teacher_weight_VD=head_VD,
             )
         )
     return RowLoss(targets_R=batch.targets_R.to(device), ce_weights_R=ce.to(device) if batch.ce else None, policy=policy, kd=kd)

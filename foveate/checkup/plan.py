@@ -110,7 +110,7 @@ def memory(config: RunConfig, sizes: Sizes, step: Step, sharing: Sharing, cuda: 
     """Bytes on one GPU by what they are for (without one: of memory)."""
     part = config.model
     held = 4 if part.dtype == "float32" else 2
-    narrow = 2 if part.dtype == "bfloat16" or part.compute == "bfloat16" or (cuda and part.compute == "auto") else 4
+    narrow = _narrow(config, cuda)
     rested = set(part.freeze)
     trained = sum(number for group, number in sizes.parameters.items() if group not in rested)
     matrices = sum(number for group, number in sizes.matrices.items() if group not in rested)
@@ -124,9 +124,10 @@ def memory(config: RunConfig, sizes: Sizes, step: Step, sharing: Sharing, cuda: 
         "gradients": trained * held // update_share,
         "optimizer": 0 if sharing.offload else 4 * (states + masters) // update_share,
     }
-    own_teacher = config.needs_teacher and config.teacher.weights != "current"
-    reference = config.grpo is not None and config.grpo.kl != "none" and config.teacher.weights == "current"
-    found["teacher"] = (own_teacher + reference) * sizes.total * (4 if config.teacher.path else held) // all_share
+    if _has_copy(config):  # whole on every rank, whatever ZeRO shares
+        hosted = config.teacher.offload == "host"
+        on_device = _passing(sizes, narrow) if cuda else teacher_host_bytes(config, sizes, narrow)
+        found["teacher"] = on_device if hosted else sizes.total * (4 if config.teacher.path else held)
     vision_rests = {"vision", "projector"} <= rested
     found["activations"] = activations(sizes.language, step.peak, narrow, held, part.gradient_checkpointing)
     if not vision_rests:
@@ -135,6 +136,34 @@ def memory(config: RunConfig, sizes: Sizes, step: Step, sharing: Sharing, cuda: 
     update = sum(found.values())
     found["engine"] = max(0, _engine(config, sizes, narrow, gpu_bytes, step, update, found))
     return {name: size for name, size in found.items() if size}
+
+
+def _narrow(config: RunConfig, cuda: bool) -> int:
+    """Bytes of a number in the arithmetic."""
+    part = config.model
+    return 2 if part.dtype == "bfloat16" or part.compute == "bfloat16" or (cuda and part.compute == "auto") else 4
+
+
+def _has_copy(config: RunConfig) -> bool:
+    """Whether there are weights besides the student's: a teacher's, or those of a reference."""
+    own_teacher = config.needs_teacher and config.teacher.weights != "current"
+    reference = config.grpo is not None and config.grpo.kl != "none" and config.teacher.weights == "current"
+    return own_teacher or reference
+
+
+def _passing(sizes: Sizes, narrow: int) -> int:
+    """What of a teacher in the host's memory is on the device at once: two layers of the language model, and its head."""
+    matrices = sizes.matrices["language"]
+    return (2 * matrices // sizes.language.layers + sizes.parameters["language"] - matrices) * narrow
+
+
+def teacher_host_bytes(config: RunConfig, sizes: Sizes, narrow: int) -> int:
+    """What a teacher with ``offload: host`` holds of a machine's memory, all ranks together: matrices in the type of the
+    arithmetic; the rest, and all weights of one that moves, in full width too."""
+    held = 4 if config.model.dtype == "float32" or config.teacher.path else 2
+    copies = sizes.total * narrow if narrow < held else 0
+    matrices = sum(sizes.matrices.values()) if narrow < held and not config.teacher.follows else 0
+    return copies + (sizes.total - matrices) * held
 
 
 def _engine(
@@ -196,6 +225,8 @@ def plan_findings(
     gpu = min((one.total_bytes for one in machine.gpus), default=0)
     found = memory(config, sizes, step, sharing, on_gpu, gpu)
     yield _memory(config, found, machine, on_gpu)
+    if on_gpu and config.teacher.offload == "host" and _has_copy(config):
+        yield _host_memory(teacher_host_bytes(config, sizes, _narrow(config, on_gpu)), machine)
     yield disk(config, sizes, machine, run, before)
 
 
@@ -231,6 +262,16 @@ def _memory(config: RunConfig, found: Mapping[str, int], machine: Machine, on_gp
     )
 
 
+def _host_memory(need: int, machine: Machine) -> Finding:
+    free = machine.ram_free_bytes
+    text = f"the teacher needs about {gib(need)} of the host's memory, once for all its ranks; {gib(free)} free"
+    if need <= 0.9 * free:
+        return Finding("host memory", text, "green")
+    return Finding(
+        "host memory", text, "red", f"at most {gib(0.9 * free)}", "teacher.offload=none, or a machine with more memory"
+    )
+
+
 def mends(config: RunConfig, found: Mapping[str, int], on_gpu: bool) -> str:
     """What lowers the memory, the cheapest first."""
     ways = []
@@ -243,10 +284,17 @@ def mends(config: RunConfig, found: Mapping[str, int], on_gpu: bool) -> str:
         ways.append("a smaller engine.memory_frac or engine.max_tokens, or vLLM servers on GPUs of their own")
     if "vision" not in config.model.freeze:
         ways.append("model.freeze=[vision]")
+    if found.get("teacher") and on_gpu and _can_offload(config):
+        ways.append("teacher.offload=host (its weights rest in the host's memory; each pass fetches them)")
     if found.get("teacher"):
         ways.append("a frozen base as the teacher of adapters (no second copy)")
     ways.append("more GPUs with ZeRO-3 (launch/eight_gpus.sh)" if on_gpu else "a machine with a GPU")
     return "; ".join(ways)
+
+
+def _can_offload(config: RunConfig) -> bool:
+    own = config.model.lora is None or config.teacher.path is not None
+    return config.teacher.offload == "none" and config.sampling.player == "student" and own
 
 
 def disk(config: RunConfig, sizes: Sizes, machine: Machine, run: Path, before: int = 0) -> Finding:

@@ -130,6 +130,20 @@ CHECKS: tuple[Check, ...] = (
         {"step_s": "s/step", "tokens_per_s": "tokens/s", "peak_gib": "peak, GiB", "trained": "trained weights", "loss": "loss"},
     ),
     Check(
+        "teacher",
+        "A teacher on the device and in the host's memory",
+        "An EMA teacher of Qwen3-VL-2B's sizes scores the rollouts of the training step above: weights in float32, arithmetic "
+        "in bfloat16. Held: by the teacher between two passes. Peak: of a pass, above the student. Move: one EMA step. The "
+        "difference of the log-probs from those of the teacher on the device must be 0.",
+        f"{HERE}.teachers:offload",
+        75,
+        {"none": "on the device", "host": "in the host's memory (`teacher.offload: host`)"},
+        {
+            "held_gib": "held, GiB", "peak_gib": "peak, GiB", "host_gib": "host, GiB", "score_s": "s/pass", "move_s": "s/move",
+            "nats": "difference, nats",
+        },
+    ),
+    Check(
         "sampling",
         "Tool turns with keys and values kept",
         "Qwen3-VL-2B's sizes in bfloat16, 4 prompts of 1,764 image tokens, 8 rollouts each, two tool turns with a crop "

@@ -54,6 +54,11 @@ class Rate:
 
 
 def batches_of(vlm: VLM, method: str, quick: bool) -> list[Batch]:
+    """The batches of `signals_of`."""
+    return make_batches(signals_of(vlm, method, quick), STREAMS, vlm.renderer, 16_384)
+
+
+def signals_of(vlm: VLM, method: str, quick: bool) -> list[Signal]:
     """A prompt with a picture of 2,000 x 2,000 px and eight rollouts: about 8,000 tokens. A teacher is shown a crop."""
     side_px, num, length = (112, 3, 8) if quick else (2000, 8, 480)
     prompt = (Message.user(noise(0, side_px, side_px), QUESTION),)
@@ -71,7 +76,7 @@ def batches_of(vlm: VLM, method: str, quick: bool) -> list[Batch]:
             signals.append(Signal(rollout, advantages_NK=((advantage,) * length,), stream="grpo"))
         else:
             signals.append(Signal(rollout, kd_weights_NK=((1.0,) * length,), teacher_view=crop, stream="distill"))
-    return make_batches(signals, STREAMS, vlm.renderer, 16_384)
+    return signals
 
 
 def one_step(
