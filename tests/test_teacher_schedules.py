@@ -213,7 +213,7 @@ def test_an_average_is_not_kept_in_a_type_that_loses_it() -> None:
     narrow = {"name": "tiny", "dtype": "bfloat16"}
     with pytest.raises(ValueError, match=r"small steps vanish; use model.dtype: float32"):
         recipe(model=narrow, teacher={"weights": "ema"})
-    for part in ({"weights": "sync"}, {"weights": "frozen"}, {"weights": "ema", "path": "elsewhere"}):  # a path is read in float32
+    for part in ({"weights": "sync"}, {"weights": "frozen"}, {"weights": "ema", "path": "elsewhere"}):  # read in float32
         recipe(model=narrow, teacher=part)
     small, theirs = torch.tensor(1.0), torch.tensor(1.001)
     assert small.bfloat16().lerp_(theirs.bfloat16(), 0.05) == 1 < small.lerp_(theirs, 0.05)
