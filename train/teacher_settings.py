@@ -86,7 +86,7 @@ def check_teacher(run: RunConfig) -> None:
     if part.weights == "ema" and run.model.dtype == "bfloat16" and part.path is None and run.model.lora is None:
         raise ValueError(
             "teacher.weights: ema with model.dtype: bfloat16: the teacher would be kept in bfloat16 too, where an average's "
-            "small steps vanish; use model.dtype: float32 (model.compute: bfloat16 still computes in it), or teacher.weights: sync"
+            "small steps vanish; use model.dtype: float32 (model.compute: bfloat16 computes in it), or teacher.weights: sync"
         )
     if part.only_if_better and (run.best_view is None or run.eval is None or not run.eval.every):
         raise ValueError(
