@@ -61,14 +61,15 @@ def train(
     redo: Annotated[str | None, typer.Option(help="Train a stage and those after it anew; the stages before it stay.")] = None,
 ) -> None:
     """Train a recipe, or go on with it where it stopped."""
-    from .launched import as_ranks
+    from .launched import all_end, as_ranks
     from .run_folder import default_folder, prepare, read_summary
     from .train.config import RunConfig
     from .train.recipes import load_any
 
     config = load_any(recipe, overrides or [])
-    ready = as_ranks(lambda: prepare(run or default_folder(recipe), config, resume, fresh, redo), out)
     stages = [config] if isinstance(config, RunConfig) else [stage.run for stage in config.stages]
+    minutes = max(stage.distributed.minutes for stage in stages)
+    ready = as_ranks(lambda: prepare(run or default_folder(recipe), config, resume, fresh, redo), out, minutes)
     much = f"{sum(stage.steps for stage in stages)} steps" + (f" in {len(stages)} stages" if len(stages) > 1 else "")
     out.print(f"[bold]{escape(config.name)}[/] on {escape(stages[0].model.name)}: {much}, in {escape(str(ready.folder))}")
     if ready.note:
@@ -83,11 +84,9 @@ def train(
     try:
         summary = run_recipe(config, ready.folder, shlex.join(["foveate", *sys.argv[1:]]))
     except Interrupted as stop:
-        err.print(escape(str(stop)), soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise all_end(str(stop), 130, err) from None
     except GateMissed as missed:
-        err.print(escape(str(missed)), soft_wrap=True)
-        raise typer.Exit(1) from None
+        raise all_end(str(missed), 1, err) from None
     show_summary(summary, ready.folder)
 
 
@@ -304,15 +303,17 @@ def explain(error: Exception) -> str:
 
 def main() -> None:
     """Run the command line. A `ValueError` is a mistake in what was asked and is said in one paragraph, without a traceback; so
-    is a server that does not answer."""
+    is a server that does not answer, and an engine that fails."""
     from .eval.chat import ServerError
+    from .launched import says_it_all
 
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
-    except (ValueError, OSError, ServerError) as error:
-        if debug:
+    except (ValueError, OSError, RuntimeError) as error:
+        known = not isinstance(error, RuntimeError) or isinstance(error, ServerError) or says_it_all(error)
+        if debug or not known:
             raise
         err.print(f"[bold red]Error:[/] {escape(explain(error))}", soft_wrap=True)
         raise SystemExit(2) from None

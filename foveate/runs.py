@@ -10,7 +10,7 @@ from typing import Any
 from .datasets.spec import load_data
 from .eval.holdout import HeldOut, HoldoutEvaluator
 from .eval.intervals import paired_gain_interval
-from .launched import in_company, is_first
+from .launched import is_first
 from .train.config import RunConfig
 from .train.loop import train
 from .train.recorder import IMAGES
@@ -48,11 +48,6 @@ def run_recipe(config: RunConfig | StagedConfig, folder: Path, command: str) -> 
         }
         return {"gain_ci95": gains, "command": command}
 
-    if isinstance(config, StagedConfig) and in_company():
-        raise ValueError(
-            f"{config.name}: stages hand over folders that one process writes; several ranks train one stage at a time: make "
-            "each a recipe of its own, with model.name the checkpoint of the stage before"
-        )
     if isinstance(config, StagedConfig):
         summary = train_stages(config, folder, lambda recipe, own: holdout_evaluator(recipe, own / IMAGES), finish)
     else:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The GPUs of one machine:  launch/eight_gpus.sh RECIPE [KEY=VALUE...] [--run FOLDER] [--resume | --fresh] [--dry-run]
 #
-# GPUS=4 for another number than 8. How the processes share the model is the recipe's (distributed: {zero: 2 or 3}).
+# GPUS=4 for another number than 8. How the processes share the model, and with what they sample, is said as changes to the recipe:
+# distributed.zero=2 (or 3, from 7B on) and engine.kind=vllm. Recipes in recipes/paper name theirs in their heads.
 
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

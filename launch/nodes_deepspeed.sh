@@ -15,4 +15,5 @@ wrong=$(grep -nvE '^[[:space:]]*(#.*)?$|^[^[:space:]]+[[:space:]]+slots=[0-9]+[[
 [[ ${#RUN[@]} -gt 0 ]] || complain "--run FOLDER is needed: a folder that all machines see under one name"
 check_machine
 train_arguments
-launch deepspeed --hostfile "$HOSTFILE" --master_port "${PORT:-29500}" --module foveate "${TRAIN[@]}"
+# --no_local_rank because it would put --local_rank=N before `train`; ranks read the environment
+launch deepspeed --hostfile "$HOSTFILE" --master_port "${PORT:-29500}" --no_local_rank --module foveate "${TRAIN[@]}"

@@ -32,6 +32,7 @@ SMALL = [
 ]  # fmt: skip
 ZERO = {
     0: [],
+    1: ["distributed.zero=1"],
     2: ["distributed.zero=2"],
     3: ["distributed.zero=3", "distributed.settings={stage3_param_persistence_threshold: 0}"],
 }

@@ -37,7 +37,9 @@ deepspeed = pytest.mark.skipif(
 )
 HAVE_ZERO = importlib.util.find_spec("deepspeed") is not None
 PLAIN = ("opd-0", "mixed-0", "grpo-0")
-ZERO = ("opd-2", "opd-3", "mixed-2", "mixed-3", "grpo-2", "current-3", "offload-2", "offload-3", "host-3") if HAVE_ZERO else ()
+ZERO = (
+    "opd-1", "opd-2", "opd-3", "mixed-2", "mixed-3", "grpo-2", "current-3", "offload-2", "offload-3", "host-3"
+) if HAVE_ZERO else ()  # fmt: skip
 
 
 def start(ranks: int, folder: Path, cases: Sequence[str]) -> subprocess.Popen[str]:

@@ -201,8 +201,16 @@ def test_requests_on_their_way_are_bounded(fakes: list[FakeServer], tmp_path: Pa
         return plain(path, body)
 
     fake.reply = slow  # type: ignore[method-assign]
-    engine_of([fake], tmp_path, requests=3).generate([contexts()[1]], [list(range(12))], Sampling())
+    engine = engine_of([fake], tmp_path, requests=3)
+    engine.generate([contexts()[1]], [list(range(12))], Sampling())
     assert most == 3
+    now = most = 0
+    other = ServerEngine(vlm(), [fake.url], tmp_path, requests=5, client=1, clients=2)  # its half of five
+    with pytest.raises(EngineError, match="it has not been given any weights yet; call sync first"):
+        other.generate([contexts()[1]], [[1]], Sampling())
+    other.adopt(engine.weights)
+    other.generate([contexts()[1]], [list(range(12))], Sampling())
+    assert most == 2
 
 
 def fail(code: int) -> Callable[[BaseHTTPRequestHandler], None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from foveate.train.config import RunConfig
+from foveate.train.engine_settings import VLLMEnginePart
+from foveate.train.recipes import load_any
+
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
+PAPER = LAUNCH.parent / "recipes" / "paper"
 SCRIPTS = ("one_gpu.sh", "eight_gpus.sh", "nodes_torchrun.sh", "nodes_deepspeed.sh", "slurm.sbatch", "trainer_and_servers.sh")
 TRAINER = f"""#!{sys.executable}
 import os, pathlib, signal, sys, time
@@ -117,13 +124,32 @@ def test_what_many_gpus_would_run(path: Path, tmp_path: Path) -> None:
     hosts.write_text("# machines\nnode0 slots=8\nnode1 slots=4\n", encoding="utf-8")
     deepspeed = dry(path, "nodes_deepspeed.sh", "x", "--run", "/s/x", HOSTFILE=str(hosts))
     assert lines(deepspeed.stderr)[-1] == (
-        f"deepspeed --hostfile {hosts} --master_port 29500 --module foveate train x --run /s/x"
+        f"deepspeed --hostfile {hosts} --master_port 29500 --no_local_rank --module foveate train x --run /s/x"
     )
     slurm = dry(path, "slurm.sbatch", "x", "a=b", "--run", "/s/x", SLURM_JOB_NUM_NODES="2", MASTER="n0", SLURM_JOB_ID="7")
     assert slurm.returncode == 0, slurm.stderr
     assert any(line.startswith("srun ") and line.endswith("nodes_torchrun.sh x a=b --run /s/x") for line in lines(slurm.stderr))
     assert lines(slurm.stderr)[-1].startswith("torchrun --nnodes 2 --node_rank RANK --nproc_per_node 8")
     assert "--rdzv_endpoint n0:20007 -m -- foveate train x a=b --run /s/x" in lines(slurm.stderr)[-1]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PAPER.glob("*.yaml")))
+def test_a_recipe_for_a_cluster_names_the_command_that_it_is_run_with(path: Path, name: str) -> None:
+    (said,) = re.findall(r"^# On 8 GPUs.*: (launch/.*)$", (PAPER / f"{name}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    script, recipe, *changes = shlex.split(said)
+    assert (script, recipe) == ("launch/eight_gpus.sh", f"paper/{name}")
+    shown = lines(dry(path, "eight_gpus.sh", recipe, *changes, SKIP_DOCTOR="1").stderr)[-1]
+    assert shown == f"torchrun --standalone --nproc_per_node 8 -m -- foveate train {recipe} {' '.join(changes)}"
+    config = load_any(recipe, changes)
+    for run in [config] if isinstance(config, RunConfig) else [stage.run for stage in config.stages]:
+        large, one_by_one = re.search("-[78]B", run.model.name) is not None, "Qwen3.5" in run.model.name
+        assert run.distributed.zero == (3 if large and not one_by_one else 2)
+        if run.signals[0].kind == "sft" or run.data.video_dir is not None:
+            assert run.engine.kind == "hf"
+            continue
+        assert isinstance(run.engine, VLLMEnginePart)
+        assert run.engine.max_tokens > (run.limits.total_tokens or run.sampling.max_new_tokens)
+        assert run.engine.max_pictures > (run.limits.pictures or run.sampling.max_turns - 1)
 
 
 def test_servers_and_trainer_share_no_gpu(path: Path) -> None:

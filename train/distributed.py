@@ -22,6 +22,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -129,7 +130,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def full_state(spread: Spread) -> Iterator[tuple[str, Tensor]]:
-    """All weights by their names in a checkpoint, for `sync.sync`; a tensor is whole until the next is asked for.
+    """All weights by their names in a checkpoint, as engines take them; a tensor is whole until the next is asked for.
 
     Every rank must go through all of them, whether it has an engine or not.
     """
@@ -280,6 +281,12 @@ class ZeroOptimizer(Optimizer):
         self._set_lr(self.steps_done)
         self._engine.step()
         self.steps_done += 1
+
+    def close(self) -> None:
+        """See `Optimizer.close`: DeepSpeed's hooks, and a list of its module's, hold the model."""
+        if self._engine is not None:
+            self._engine.destroy()
+            sys.modules["deepspeed.runtime.zero.parameter_offload"].__dict__["FWD_MODULE_STACK"].clear()
 
     def zero_grad(self) -> None:
         """Forget gradients, those of an update that was not applied too.

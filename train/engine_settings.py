@@ -55,7 +55,7 @@ class ServersEnginePart(Part):
     sync_seconds: float = pydantic.Field(600.0, gt=0)
     """Time for a server to load new weights, or to come up."""
     requests: int = pydantic.Field(64, ge=1)
-    """Requests that are on their way to one server at a time."""
+    """Requests that are on their way to one server at a time, those of all ranks together."""
 
 
 EnginePart = Annotated[HFEnginePart | VLLMEnginePart | ServersEnginePart, pydantic.Field(discriminator="kind")]

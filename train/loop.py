@@ -45,7 +45,9 @@ def train(
     """
     run = Run(config, folder, evaluator, origin)
     try:
-        return _train(run, finish)
+        summary = _train(run, finish)
+        run.optimizer.close()  # not after a failure: it waits for the device, where other ranks may never come
+        return summary
     finally:
         run.close()
 

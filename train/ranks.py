@@ -23,7 +23,7 @@ _FAULTS = (ValueError, OSError, RuntimeError, LookupError)
 
 
 class OtherRankError(RuntimeError):
-    """Rank 0 could not do what all were waiting for; it says why."""
+    """Another rank could not do what all were waiting for; it says why."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,26 @@ class Ranks:
             raise OtherRankError(f"rank 0 has stopped ({told[1]})")
         return told[0]  # type: ignore[return-value]
 
+    def agreed(self, work: Callable[[], T]) -> T:
+        """``work()`` on every rank, in which ranks do not wait for each other. Where it fails on one, the others raise
+        `OtherRankError` once they are done."""
+        if self.size == 1:
+            return work()
+        try:
+            done = work()
+        except _FAULTS as error:
+            self.gather(f"{type(error).__name__}: {error}")
+            raise
+        for rank, reason in enumerate(self.gather("")):
+            if reason:
+                raise OtherRankError(f"rank {rank} has stopped ({reason})")
+        return done
+
     def each(self, items: Sequence[T], work: Callable[[list[T]], Sequence[S]]) -> list[S]:
         """``work``'s result for each of ``items``, which are dealt to the ranks in turn; every rank has all results."""
         if self.size == 1:
             return list(work(list(items)))
-        shares = self.gather(list(work(list(items[self.rank :: self.size]))))
+        shares = self.gather(self.agreed(lambda: list(work(list(items[self.rank :: self.size])))))
         return [shares[place % self.size][place // self.size] for place in range(len(items))]
 
     def each_group(self, items: Sequence[T], key: Callable[[T], Hashable], work: Callable[[list[T]], Sequence[S]]) -> list[S]:
@@ -85,7 +100,8 @@ class Ranks:
         for place, item in enumerate(items):
             groups.setdefault(key(item), []).append(place)
         mine = [place for group in list(groups.values())[self.rank :: self.size] for place in group]
-        shares = self.gather(dict(zip(mine, work([items[place] for place in mine]), strict=True)))
+        done = self.agreed(lambda: work([items[place] for place in mine]))
+        shares = self.gather(dict(zip(mine, done, strict=True)))
         found = {place: value for share in shares for place, value in share.items()}
         return [found[place] for place in range(len(items))]
 

@@ -72,11 +72,6 @@ class Run:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.ranks = joined(config.distributed.minutes)
-        if self.ranks.size > 1 and config.engine.kind == "vllm-server":
-            raise ValueError(
-                "engine.kind: vllm-server is driven by one trainer process, and there are several; use engine.kind: vllm (one "
-                "engine a process), or start a single one"
-            )
         self.config, self.folder, self.evaluator = config, folder, evaluator
         found = origin or Origin()
         self.vlm = load_student(config, folder, found.model)
@@ -113,7 +108,7 @@ class Run:
         self.recorder = writer(folder, dump_recipe(config), config.loggers, self._token_text, self._seen_px)
 
     def _engine(self, vlm: VLM) -> Engine:
-        return build_engine(self.config.engine, vlm, compute_dtype(vlm, self.config.model.compute))
+        return build_engine(self.config.engine, vlm, compute_dtype(vlm, self.config.model.compute), self.ranks)
 
     def _version(self, step: int) -> int:
         """The step at which the weights that play in step ``step`` came to be."""
@@ -259,7 +254,7 @@ class Run:
         if not isinstance(self.engine, CopyEngine):
             return {}
         with self.spread.whole():
-            return {"time/sync_s": sync(self.engine, self.vlm, self.progress.step)}
+            return {"time/sync_s": sync(self.engine, self.vlm, self.progress.step, self.ranks)}
 
     def close(self) -> None:
         """Let go of files and of an engine's processes and memory."""

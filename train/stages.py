@@ -6,22 +6,28 @@
     evaluations/stage_00.json   the report set before the first stage, and after each
     summary.json                written at the end
 
-What is complete is not done again; what was killed goes on where its checkpoint is (law 9). Source of the idea: "From Seeing to
-Thinking" (2605.20177), whose release chains three runs by hand; gates and the choice of the best checkpoint are ours.
+What is complete is not done again; what was killed goes on where its checkpoint is (law 9). Of several ranks, rank 0 alone
+writes, measures `report`, and says what it finds in the folder, so that all go through the same stages. Source of the idea: "From
+Seeing to Thinking" (2605.20177), whose release chains three runs by hand; gates and the choice of the best checkpoint are ours.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..vlm.load import load
 from .checkpoint import folder_of
 from .config import RunConfig
 from .loop import train
+from .ranks import joined
 from .recipes import dump_recipe
 from .recorder import write_atomically
 from .report import write_report
@@ -56,26 +62,44 @@ def train_stages(config: StagedConfig, folder: Path, evaluator_of: EvaluatorOf, 
     ``evaluator_of(recipe, run folder)`` makes the evaluator of a recipe's ``eval``; ``finish`` is that of `loop.train`.
     Raises `GateMissed`, and whatever `loop.train` raises.
     """
-    (folder / "summary.json").unlink(missing_ok=True)
-    write_atomically(folder / "config.yaml", dump_recipe(config))
+    ranks = joined(config.stages[0].run.distributed.minutes)
+    ranks.first(partial(_begin, config, folder))
     left: dict[str, Left] = {}
     model = config.stages[0].run.model.name
-    reports = [_report(config, folder, 0, _path(config.source_of(0), model, left), evaluator_of)]
+
+    def report(number: int, weights: str) -> dict[str, Any]:
+        return ranks.first(lambda: _report(config, folder, number, weights, evaluator_of))
+
+    reports = [report(0, _path(config.source_of(0), model, left))]
     for place, stage in enumerate(rehearsing(config.stages)):
         own = folder / "stages" / folder_name(place, stage)
-        if not (own / "summary.json").is_file():
+        if not ranks.first((own / "summary.json").is_file):
             origin = _origin(config, place, left)
             note = {"name": stage.name, "kind": stage.kind, "start": config.source_of(place), "model": origin.model}
-            write_atomically(own / "stage.json", json.dumps(note, indent=1) + "\n")
+            ranks.first(partial(write_atomically, own / "stage.json", json.dumps(note, indent=1) + "\n"))
             train(stage.run, own, evaluator_of(stage.run, own), finish, origin)
-            write_report(own)
-        left[stage.name] = Left(own, json.loads((own / "summary.json").read_text(encoding="utf-8")))
+            _forget()
+            ranks.first(partial(write_report, own))
+        left[stage.name] = Left(own, ranks.first(partial(_read, own / "summary.json")))
         check_gate(stage, place, left[stage.name])
-        kept = left[stage.name].checkpoint(before_kept(stage))
-        reports.append(_report(config, folder, place + 1, kept, evaluator_of))
-    summary = _summary(config, left, reports, finish)
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    return summary
+        reports.append(report(place + 1, left[stage.name].checkpoint(before_kept(stage))))
+    return ranks.first(lambda: _end(config, folder, left, reports, finish))
+
+
+def _begin(config: StagedConfig, folder: Path) -> None:
+    (folder / "summary.json").unlink(missing_ok=True)
+    write_atomically(folder / "config.yaml", dump_recipe(config))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _forget() -> None:
+    """Free a model whose run is over: a run's parts hold each other, and the next model needs the room."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def check_gate(stage: Stage, place: int, left: Left) -> None:
@@ -123,8 +147,17 @@ def _report(config: StagedConfig, folder: Path, number: int, weights: str, evalu
         part = last.model
         vlm = load(weights, dtype=part.dtype, device=part.device, min_pixels=part.min_pixels, max_pixels=part.max_pixels)
         write_atomically(path, json.dumps({"weights": weights, **evaluator(vlm, number, True)}, indent=1))
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+        del vlm
+        _forget()
+    return _read(path)
+
+
+def _end(
+    config: StagedConfig, folder: Path, left: Mapping[str, Left], reports: list[dict[str, Any]], finish: Finish
+) -> dict[str, Any]:
+    summary = _summary(config, left, reports, finish)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
 
 
 def _summary(

@@ -2,6 +2,8 @@
 
 A model with adapters is handed over merged: the engine sees plain weights under a checkpoint's names, so that nothing can be
 counted twice, and the trained tensors themselves are not touched (no rounding from merging and unmerging).
+
+Of several ranks each has an engine of its own, or all share servers: those are given new weights by rank 0 while the others wait.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,24 +21,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..vlm.engine_server import ServerEngine
 from ..vlm.engines import CopyEngine
 from ..vlm.folder import copy_processor, save_processor
 from ..vlm.generate import Engine, HFEngine
 from ..vlm.load import VLM
-from .engine_settings import EnginePart, HFEnginePart, ServersEnginePart
+from .engine_settings import EnginePart, HFEnginePart, ServersEnginePart, VLLMEnginePart
+from .ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
-def build_engine(part: EnginePart, vlm: VLM, autocast: torch.dtype | None) -> Engine:
+def build_engine(part: EnginePart, vlm: VLM, autocast: torch.dtype | None, ranks: Ranks = ALONE) -> Engine:
     """The engine that a recipe asks for; one with a copy of the weights has those of ``vlm``. Raises `EngineError`."""
     if isinstance(part, HFEnginePart):
         return HFEngine(vlm, max_tokens=part.max_tokens, autocast=autocast)
     engine: CopyEngine
     if isinstance(part, ServersEnginePart):
-        from ..vlm.engine_server import ServerEngine
-
         engine = ServerEngine(
             vlm,
             part.urls,
@@ -44,34 +46,49 @@ def build_engine(part: EnginePart, vlm: VLM, autocast: torch.dtype | None) -> En
             seconds=part.seconds,
             sync_seconds=part.sync_seconds,
             requests=part.requests,
+            client=ranks.rank,
+            clients=ranks.size,
         )
     else:
-        from ..vlm.engine_vllm import VLLMEngine
-
-        given = part.model_dump(exclude={"kind", "settings", "dtype"})
-        own = "float32" if vlm.device.type == "cpu" else "bfloat16"
-        folder = Path(tempfile.mkdtemp(prefix="foveate-engine-"))
-        try:
-            describe_model(vlm, folder)
-            engine = VLLMEngine(
-                vlm, folder, dtype=own if part.dtype == "auto" else part.dtype, load_format="dummy", **given, **part.settings
-            )
-        finally:
-            shutil.rmtree(folder)
-    engine.sync(merged_weights(vlm.model), 0)
+        engine = ranks.agreed(lambda: _colocated(part, vlm))
+    sync(engine, vlm, 0, ranks)
     return engine
 
 
-def sync(engine: Engine, vlm: VLM, version: int, weights: Iterable[tuple[str, Tensor]] | None = None) -> float:
+def _colocated(part: VLLMEnginePart, vlm: VLM) -> CopyEngine:
+    from ..vlm.engine_vllm import VLLMEngine
+
+    given = part.model_dump(exclude={"kind", "settings", "dtype"})
+    own = "float32" if vlm.device.type == "cpu" else "bfloat16"
+    folder = Path(tempfile.mkdtemp(prefix="foveate-engine-"))
+    try:
+        describe_model(vlm, folder)
+        return VLLMEngine(
+            vlm, folder, dtype=own if part.dtype == "auto" else part.dtype, load_format="dummy", **given, **part.settings
+        )
+    finally:
+        shutil.rmtree(folder)
+
+
+def sync(engine: Engine, vlm: VLM, version: int, ranks: Ranks = ALONE) -> float:
     """Hand the weights of now to an engine that holds a copy; return the seconds that it took, 0 for one that needs nothing.
 
-    To be called after every optimizer step and after a checkpoint was restored. ``weights`` replaces those of ``vlm.model`` where
-    its tensors are not whole (ZeRO-3).
+    To be called after every optimizer step and after a checkpoint was restored, by all ``ranks``, with all weights on each
+    (`Spread.whole`). A failure on one rank stops all.
     """
     if not isinstance(engine, CopyEngine):
         return 0.0
     start = time.perf_counter()
-    engine.sync(merged_weights(vlm.model) if weights is None else weights, version)
+
+    def give() -> str:
+        engine.sync(merged_weights(vlm.model), version)
+        return engine.weights if isinstance(engine, ServerEngine) else ""
+
+    if isinstance(engine, ServerEngine):
+        ranks.wait()  # for requests on their way, which a sync aborts
+        engine.adopt(ranks.first(give))
+    else:
+        ranks.agreed(give)
     return time.perf_counter() - start
 
 

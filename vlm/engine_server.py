@@ -55,6 +55,9 @@ class ServerEngine(CopyEngine):
     New weights are written into ``folder``, which trainer and servers see under the same name, and removed once all servers have
     read them. ``seconds`` bounds one completion, ``sync_seconds`` the reading of weights and the wait for a server to come up,
     ``requests`` how many are on their way to a server at a time.
+
+    Of several processes that use the same servers (this one is ``client`` of ``clients``, counted from 0) one calls `sync`, while
+    nobody generates, and the others `adopt` what it gave.
     """
 
     def __init__(
@@ -66,16 +69,19 @@ class ServerEngine(CopyEngine):
         seconds: float = 600.0,
         sync_seconds: float = 600.0,
         requests: int = 64,
+        client: int = 0,
+        clients: int = 1,
     ) -> None:
         super().__init__(vlm.renderer, int(vlm.model.config.image_token_id))
         self.urls = tuple(url.rstrip("/") for url in urls)
         self.folder, self.seconds, self.sync_seconds = folder, seconds, sync_seconds
+        requests = max(1, requests // clients)
         self._limits = [threading.Semaphore(requests) for _ in self.urls]
         self._pool = ThreadPoolExecutor(requests * len(self.urls), "vllm-server")
-        self._next = 0
+        self._turns = itertools.count(client, clients)  # the servers take turns as if one process asked for all
         self._version = ""
+        self._met = False
         self._png = functools.lru_cache(_CACHED_PNGS)(_png)
-        self._everywhere(self._meet)
 
     def __str__(self) -> str:
         return f"vLLM servers {', '.join(self.urls)}"
@@ -110,8 +116,7 @@ class ServerEngine(CopyEngine):
                 future.cancel()
 
     def _turn(self) -> int:
-        self._next = (self._next + 1) % len(self.urls)
-        return self._next
+        return next(self._turns) % len(self.urls)
 
     def _body(self, context: Segment) -> dict[str, Any]:
         ids, start, pieces = context.ids_T.tolist(), 0, []
@@ -148,8 +153,14 @@ class ServerEngine(CopyEngine):
     # ---- weights --------------------------------------------------------------------------------------------------------
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """See `CopyEngine.sync`. All servers read the folder at the same time; requests of other clients are aborted."""
+        """See `CopyEngine.sync`. All servers read the folder at the same time; requests of other clients are aborted.
+
+        The first one waits until the servers are up, and sees that they were started as this client needs them.
+        """
         self._unusable = f"the sync to version {version} failed half-way"
+        if not self._met:
+            self._everywhere(self._meet)
+            self._met = True
         folder = self.folder / f"weights-{version:06d}"
         write_weights(weights, folder)
         self._version = f"{folder.name}-{time.time_ns()}"
@@ -158,6 +169,15 @@ class ServerEngine(CopyEngine):
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._unusable = ""
+
+    @property
+    def weights(self) -> str:
+        """The name under which the servers have the weights of the last `sync`."""
+        return self._version
+
+    def adopt(self, weights: str) -> None:
+        """Sample with the `weights` that another client has given the servers."""
+        self._version, self._unusable = weights, ""
 
     def _load(self, server: int, folder: Path) -> None:
         def ask(path: str, body: dict[str, Any] | None = None) -> Any:
