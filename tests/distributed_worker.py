@@ -5,6 +5,7 @@ Each case trains a run in ``FOLDER/CASE`` and leaves what it measured in ``metri
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -120,9 +121,56 @@ def one_copy(folder: Path, case: str) -> None:
         (folder / case / "found.json").write_text(json.dumps(found))
 
 
+def pictures(folder: Path, case: str) -> None:
+    """Two groups, one played by each rank: a zoom into a photograph and a mirrored copy of it. What a rank reads, and how much it
+    has got for that from the other, step by step, in ``rank_N.json``."""
+    ranks, run = joined(), folder / case
+    assert ranks.post is not None
+
+    def prepare() -> None:
+        run.mkdir(parents=True)
+        for place in range(2):
+            noise = np.random.default_rng(place).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+            Picture.of(noise).rgb().save(run / f"photo_{place}.png")
+
+    ranks.first(prepare)
+
+    def played(mine: list[int]) -> list[Rollout]:
+        made = []
+        for place in mine:
+            photo = Picture.open(run / f"photo_{place}.png")
+            zoom = Picture.cut(photo, (10, 5, 50, 35), (40, 30))
+            mirrored = Picture.of(np.asarray(zoom.rgb())[:, ::-1])
+            turn = Turn((5,), (-1.0,), "", StopReason.TOOL_CALL, Message.user(zoom, mirrored))
+            made.append(Rollout(f"{place}", f"g{place}", 0, View("student", (Message.user(photo),)), (turn,), StopReason.TURNS))
+        return made
+
+    rows: list[Any] = []
+
+    def note(what: str, shown: Sequence[Picture]) -> None:
+        rows.append([what, [hashlib.sha256(one.rgb().tobytes()).hexdigest() for one in shown], ranks.post.bytes_got])
+
+    own: list[Rollout] = []
+    rollouts = ranks.each([0, 1], lambda mine: own.extend(played(mine)) or own)  # type: ignore[func-returns-value]
+    assert rollouts[ranks.rank] is own.pop(), "its own are not copied"
+    note("gathered", [])
+    if not ranks.is_first:
+        note("of rank 0", rollouts[0].pictures)  # rank 0 learns from none of rank 1's
+    ranks.wait()
+    mirrored = rollouts[1].pictures[2]
+    said = ranks.first(lambda: Message.user(mirrored, Picture.of(np.zeros((30, 40, 3), np.uint8))))
+    note("said by rank 0", said.pictures)
+    del rollouts
+    ranks.wait()
+    again = ranks.gather(played([1 - ranks.rank])[0])  # the other way round, when the first are forgotten
+    note("again", [one for rollout in again for one in rollout.pictures])
+    ranks.wait()
+    (run / f"rank_{ranks.rank}.json").write_text(json.dumps(rows))
+
+
 def main(folder: Path, cases: Sequence[str]) -> None:
     """Every case in turn."""
-    works: dict[str, Callable[[Path, str], Any]] = {"mixed": step_by_step, "copy": one_copy}
+    works: dict[str, Callable[[Path, str], Any]] = {"mixed": step_by_step, "copy": one_copy, "pictures": pictures}
     for case in cases:
         if case == LATE and joined().rank == 1:
             time.sleep(4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -14,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from foveate.train import checkpoint
 from foveate.train.config import RunConfig
@@ -66,7 +69,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 240) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of one process and of two ranks."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    processes = start(1, one, [*PLAIN, "current-0"]), start(2, two, [*PLAIN, "host-0", "copy-0", *ZERO])
+    processes = start(1, one, [*PLAIN, "current-0"]), start(2, two, ["pictures-0", *PLAIN, "host-0", "copy-0", *ZERO])
     for process in processes:
         finish(process)
     return one, two
@@ -113,6 +116,28 @@ def test_a_teacher_in_the_hosts_memory_is_held_once(runs: tuple[Path, Path]) -> 
     """What one rank writes the other reads, and both have found the student's weights there."""
     found = json.loads((runs[1] / "copy-0" / "found.json").read_text())
     assert found == {"marks": [100.0, 101.0], "same": [True, True]}
+
+
+def test_pixels_go_where_they_are_read(runs: tuple[Path, Path]) -> None:
+    """By hand: a mirrored zoom has 3 x 40 x 30 = 3,600 bytes. Photographs and zooms are made from files, and nothing is sent."""
+    folder = runs[1] / "pictures-0"
+    photos = [np.asarray(Image.open(folder / f"photo_{place}.png")) for place in range(2)]
+    seen = [[photo, photo[5:35, 10:50], photo[5:35, 10:50][:, ::-1]] for photo in photos]
+    want = [[hashlib.sha256(np.ascontiguousarray(one).tobytes()).hexdigest() for one in own] for own in seen]
+    black = hashlib.sha256(bytes(3600)).hexdigest()
+    assert [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)] == [
+        [
+            ["gathered", [], 0],
+            ["said by rank 0", [want[1][2], black], 3600],  # its own is black, the other rank 1's
+            ["again", [*want[1], *want[0]], 7200],
+        ],
+        [
+            ["gathered", [], 0],
+            ["of rank 0", want[0], 3600],
+            ["said by rank 0", [want[1][2], black], 7200],
+            ["again", [*want[1], *want[0]], 7200],
+        ],
+    ]
 
 
 def keep_first(source: Path, target: Path) -> None:

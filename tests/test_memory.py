@@ -168,3 +168,13 @@ def test_the_benchmark_says_how_much_is_saved() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     ratio = next(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("ratio"))
     assert ratio > 8, done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_ranks_says_how_much_is_saved() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "ranks_memory.py"), "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    # by hand: 4 of 16 rollouts are learned elsewhere, each with a mirrored picture of 200 x 150 px
+    assert float(rows["names"][2]) == pytest.approx(4 * 3 * 200 * 150 / 16 / 2**20, abs=1e-3)
+    assert float(rows["ratio"][0]) > 8, done.stdout

@@ -1,20 +1,24 @@
 """The processes of a run. One that was not started by torchrun, deepspeed or accelerate is alone, and this costs it nothing.
 
 Ranks run the same program on the same records: what one of them has played, scored or decided is gathered, so that samplers,
-filters, replay and metrics see the whole step on every rank and need to know nothing of ranks.
+filters, replay and metrics see the whole step on every rank and need to know nothing of ranks. Pictures are gathered by name, and
+their pixels go where they are read (`post`).
 """
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import functools
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from .post import Post, open_post
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -32,6 +36,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    post: Post | None = field(default=None, repr=False, compare=False)
+    """What carries records between ranks; a process that is alone has none."""
 
     @property
     def is_first(self) -> bool:
@@ -39,12 +45,14 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, mine: T) -> list[T]:
-        """What each rank has, in the order of ranks."""
+        """What each rank has, in the order of ranks; of this one it is the very same."""
         if self.size == 1:
             return [mine]
-        found: list[T | None] = [None] * self.size
-        dist.all_gather_object(found, mine)
-        return found  # type: ignore[return-value]
+        assert self.post is not None
+        found = _gathered(self.post.dumps(mine), self.size)
+        shares = [mine if rank == self.rank else self.post.loads(data) for rank, data in enumerate(found)]
+        self.post.met()
+        return shares
 
     def any(self, flag: bool) -> bool:
         """Whether it is true on some rank."""
@@ -58,17 +66,21 @@ class Ranks:
         """``work()`` done by rank 0 alone, its result on every rank. Where it fails, the others raise `OtherRankError`."""
         if self.size == 1:
             return work()
-        told: list[object] = [None, ""]
+        assert self.post is not None
+        told: list[Any] = [b"", ""]
         if self.is_first:
             try:
-                told = [work(), ""]
+                done = work()
             except _FAULTS as error:
-                dist.broadcast_object_list([None, f"{type(error).__name__}: {error}"])
+                dist.broadcast_object_list([b"", f"{type(error).__name__}: {error}"])
                 raise
+            dist.broadcast_object_list([self.post.dumps(done), ""])
+            return done
         dist.broadcast_object_list(told)
         if told[1]:
             raise OtherRankError(f"rank 0 has stopped ({told[1]})")
-        return told[0]  # type: ignore[return-value]
+        result: T = self.post.loads(told[0])
+        return result
 
     def agreed(self, work: Callable[[], T]) -> T:
         """``work()`` on every rank, in which ranks do not wait for each other. Where it fails on one, the others raise
@@ -117,6 +129,12 @@ class Ranks:
 ALONE = Ranks()
 
 
+def _gathered(mine: Any, size: int) -> list[Any]:
+    found: list[Any] = [None] * size
+    dist.all_gather_object(found, mine)
+    return found
+
+
 @functools.cache
 def joined(minutes: float = 60.0) -> Ranks:
     """The ranks of this process; the first call joins the others. Raises `ValueError` where a launcher's variables lack."""
@@ -135,4 +153,8 @@ def joined(minutes: float = 60.0) -> Ranks:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=datetime.timedelta(minutes=minutes))
-    return Ranks(dist.get_rank(), dist.get_world_size())
+        if backend == "gloo":
+            atexit.register(dist.destroy_process_group)  # else its threads now and then abort a process that ends after a gather
+    rank, size = dist.get_rank(), dist.get_world_size()
+    master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return Ranks(rank, size, open_post(rank, lambda mine: _gathered(mine, size), master, 60 * minutes))

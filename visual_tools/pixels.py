@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from ..vlm.images import Picture, PictureError
+from ..vlm.images import Picture, PictureError, cut_out
 from .base import MAX_PIXELS, ToolError
 from .boxes import Size
 
@@ -61,11 +60,8 @@ def fitted(image: Image.Image, max_pixels: int | None, min_side_px: int | None =
 
 
 def resized(image: Image.Image, size_px: Size) -> Picture:
-    """The picture at another size: averaged where it shrinks, bicubic where it grows, untouched where it does neither."""
-    if size_px == image.size:
-        return Picture.of(image)
-    shrinks = size_px[0] * size_px[1] < image.width * image.height
-    return Picture.of(cv2.resize(np.asarray(image), size_px, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC))
+    """The picture at another size; see `vlm.images.cut_out`."""
+    return Picture.of(cut_out(image, (0, 0, *image.size), size_px))
 
 
 def refuse_slivers(picture: Picture) -> None:

@@ -13,7 +13,7 @@ from . import boxes
 from .base import Arguments, BoxArgument, Done, Number, Scene, Seconds, Text, Tool, ToolError
 from .boxes import Coords
 from .frames import check_times, first_clip, frames_at
-from .pixels import decoded, fitted
+from .pixels import decoded, fitted_px
 
 
 class ZoomArguments(Arguments):
@@ -51,8 +51,10 @@ class Zoom(Tool):
         inside_px = scene.box_px(arguments.box, picture.size_px, arguments.padding_frac or 0.0)
         grown_px = boxes.grow(inside_px, picture.size_px, settings.min_side_px, settings.max_aspect)
         region_px = boxes.round_out(grown_px, picture.size_px)
-        cut = fitted(decoded(picture).crop(region_px), settings.max_pixels, settings.min_result_side_px)
-        return Done((cut,), picture, region_px, times_s, cut=True)
+        decoded(picture)  # says so where it cannot be read
+        left, top, right, bottom = region_px
+        size_px = fitted_px((right - left, bottom - top), settings.max_pixels, settings.min_result_side_px)
+        return Done((Picture.cut(picture, region_px, size_px),), picture, region_px, times_s, cut=True)
 
 
 def _frame(scene: Scene, time_s: float | None) -> tuple[Picture, tuple[float, ...]]:

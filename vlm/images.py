@@ -13,18 +13,33 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
 _DECODED_BYTES = 512 << 20
-"""Memory for decoded files; the least recently used ones go first."""
+"""Memory for decoded pictures that can be decoded again; the least recently used ones go first."""
 
 
 class PictureError(ValueError):
     """A picture that cannot be read or used. The message names the picture and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a picture was cut out of: with the source at hand, `cut_out` makes the same pixels again.
+
+    ``source`` is the key of the other picture, ``path`` its file (None: it has none), ``box_px`` the region as left, top, right
+    and bottom in its pixels. The size of the result is that of the picture that was cut.
+    """
+
+    source: str
+    path: str | None
+    box_px: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,8 @@ class Picture:
     ``key`` is the SHA-256 of width, height and RGB bytes, so that the same pixels from two files, or from a tool, are the
     same picture: they are encoded once in a batch and stored once in a run folder.
 
-    Make one with `Picture.open` (a file, kept on disk and decoded when needed) or `Picture.of` (pixels in memory).
+    Make one with `Picture.open` (a file, kept on disk and decoded when needed), `Picture.of` (pixels in memory) or `Picture.cut`
+    (pixels in memory that know where they came from).
 
     >>> Picture.of(np.zeros((2, 3, 3), np.uint8)).width_px
     3
@@ -45,6 +61,8 @@ class Picture:
     height_px: int = field(compare=False)
     path: str | None = field(default=None, compare=False)
     _pixels: Image.Image | None = field(default=None, repr=False, compare=False)
+    origin: Cut | None = field(default=None, repr=False, compare=False)
+    _stamp: tuple[int, int] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Picture:
@@ -61,8 +79,15 @@ class Picture:
         """The picture with these pixels: a PIL image (any mode) or ``[H, W, 3]`` uint8."""
         image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
         image = to_rgb(image)
-        made = cls(_content_key(image), image.width, image.height, None, image)
+        made = cls(content_key(image), image.width, image.height, None, image)
         return _in_memory.setdefault(made.key, made)  # the crop that many rollouts ask for is held once
+
+    @classmethod
+    def cut(cls, source: Picture, box_px: tuple[int, int, int, int], size_px: tuple[int, int]) -> Picture:
+        """A region (left, top, right, bottom) of another picture, at the given width and height; see `cut_out`."""
+        image = cut_out(source.rgb(), box_px, size_px)
+        made = cls(content_key(image), image.width, image.height, None, image, Cut(source.key, source.path, box_px))
+        return _in_memory.setdefault(made.key, made)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "<bytes>") -> Picture:
@@ -75,12 +100,16 @@ class Picture:
         return self.width_px, self.height_px
 
     def rgb(self) -> Image.Image:
-        """The decoded picture in RGB. Do not change it: it may be shared; copy it first."""
+        """The decoded picture in RGB. Do not change it: it may be shared; copy it first. Raises `PictureError` where its file
+        holds other pixels by now."""
         if self._pixels is not None:
             return self._pixels
         assert self.path is not None
         stat = os.stat(self.path)
-        return _decoded(self.path, stat.st_mtime_ns, stat.st_size)
+        now = stat.st_mtime_ns, stat.st_size
+        if now != self._stamp and _opened(self.path, *now).key != self.key:
+            raise PictureError(f"{self.path}: the file was changed while its picture was in use; bring it back as it was")
+        return _decoded(self.path, *now)
 
     def save_png(self, folder: Path) -> str:
         """Write the picture as ``<key>.png`` into ``folder`` unless it is there; return the file's name."""
@@ -95,6 +124,22 @@ class Picture:
 
 
 _in_memory: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
+_in_files: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
+
+
+def held(key: str) -> Picture | None:
+    """The picture with this content that somebody in this process holds, in memory or by its file; None: nobody does."""
+    return _in_memory.get(key) or _in_files.get(key)
+
+
+def cut_out(image: Image.Image, box_px: tuple[int, int, int, int], size_px: tuple[int, int]) -> Image.Image:
+    """A region at another size: averaged where it shrinks, bicubic where it grows, untouched where it does neither."""
+    region = image.crop(box_px)
+    if region.size == size_px:
+        return region
+    shrinks = size_px[0] * size_px[1] < region.width * region.height
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return Image.fromarray(cv2.resize(np.asarray(region), size_px, interpolation=how))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -106,7 +151,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _content_key(image: Image.Image) -> str:
+def content_key(image: Image.Image) -> str:
+    """See `Picture.key`; of an RGB image."""
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
@@ -121,30 +167,36 @@ def _decode(source: str | io.BytesIO, name: str) -> Image.Image:
         raise PictureError(f"{name}: not a readable picture ({error}); replace the file or remove its row") from error
 
 
-_decoded_files: OrderedDict[tuple[str, int, int], Image.Image] = OrderedDict()
+_decoded_images: OrderedDict[Hashable, Image.Image] = OrderedDict()
 _decoding = threading.Lock()
 
 
-def _decoded(path: str, mtime_ns: int, size: int) -> Image.Image:
-    key = (path, mtime_ns, size)
+def kept_decoded(name: Hashable, make: Callable[[], Image.Image]) -> Image.Image:
+    """``make()``, kept for the next time under ``name`` together with decoded files, the newest 512 MiB of them all."""
     with _decoding:
-        if key in _decoded_files:
-            _decoded_files.move_to_end(key)
-            return _decoded_files[key]
-    image = _decode(path, path)
+        if name in _decoded_images:
+            _decoded_images.move_to_end(name)
+            return _decoded_images[name]
+    image = make()
     with _decoding:
-        _decoded_files[key] = image
-        held = sum(3 * one.width * one.height for one in _decoded_files.values())
-        while held > _DECODED_BYTES and len(_decoded_files) > 1:
-            _, dropped = _decoded_files.popitem(last=False)
-            held -= 3 * dropped.width * dropped.height
+        _decoded_images[name] = image
+        bytes_kept = sum(3 * one.width * one.height for one in _decoded_images.values())
+        while bytes_kept > _DECODED_BYTES and len(_decoded_images) > 1:
+            _, dropped = _decoded_images.popitem(last=False)
+            bytes_kept -= 3 * dropped.width * dropped.height
     return image
+
+
+def _decoded(path: str, mtime_ns: int, size: int) -> Image.Image:
+    return kept_decoded((path, mtime_ns, size), lambda: _decode(path, path))
 
 
 @functools.lru_cache(65536)
 def _opened(path: str, mtime_ns: int, size: int) -> Picture:
     image = _decoded(path, mtime_ns, size)
-    return Picture(_content_key(image), image.width, image.height, path)
+    made = Picture(content_key(image), image.width, image.height, path, _stamp=(mtime_ns, size))
+    _in_files[made.key] = made
+    return made
 
 
 @dataclass(frozen=True)

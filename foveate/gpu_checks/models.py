@@ -26,19 +26,42 @@ def random_model(family_name: str, device: torch.device, quick: bool, dtype: tor
     """
     if quick:
         return moved(tiny_random(family_name, initializer_range=0.02, max_pixels=MOST_PIXELS), device, dtype)
+    return _built(family_name, {}, {}, device, dtype, MOST_PIXELS)
+
+
+def served_model(device: torch.device, quick: bool, dtype: torch.dtype) -> VLM:
+    """``qwen3_vl`` whose attention vLLM has kernels for, that of Qwen3-VL-2B or ``quick`` a small one; pictures of up to 1 MP."""
+    if not quick:
+        return _built("qwen3_vl", {}, {}, device, dtype, 1 << 20)
+    text = {
+        "vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "num_hidden_layers": 2, "initializer_range": 0.1,
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 128, "intermediate_size": 128, "out_hidden_size": 256, "num_heads": 2,
+        "num_position_embeddings": 64, "deepstack_visual_indexes": [0], "initializer_range": 0.1,
+    }  # fmt: skip
+    return _built("qwen3_vl", text, vision, device, dtype, 1 << 16)
+
+
+def _built(
+    family_name: str, text: dict[str, Any], vision: dict[str, Any], device: torch.device, dtype: torch.dtype, max_pixels: int
+) -> VLM:
     from transformers import AutoModelForImageTextToText
 
     family = family_of(family_name)
     tokenizer = train_tokenizer(CORPUS, 512)
     vocab = tokenizer.get_vocab()
     config = CONFIGS[family_name]({token: vocab[token] for token in RESERVED_TOKENS})
+    for part, changes in ((config.text_config, text), (config.vision_config, vision)):
+        part.update(changes)
     torch.manual_seed(0)
     with torch.device(device):
         model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=NAME)
     model.to(device).eval()
     project_patches_by_matmul(model)
     one_call_per_layer(model)
-    settings = with_clock(family.settings(max_pixels=MOST_PIXELS), model.config.to_dict())
+    settings = with_clock(family.settings(max_pixels=max_pixels), model.config.to_dict())
     return VLM(model, Renderer(family, tokenizer, settings), family, f"{family.name}-random", tokenizer)
 
 

@@ -163,6 +163,37 @@ CHECKS: tuple[Check, ...] = (
         {"ms": "ms", "mib": "peak, MiB", "loss": "loss"},
     ),
     Check(
+        "zero",
+        "A training step in DeepSpeed's engine",
+        "The GRPO step with activation checkpointing, on the attention that is chosen here, plain and under ZeRO-2 and ZeRO-3. "
+        "One rank, so nothing is shared out: this is what the engine costs on this device, and that it gives the same gradient. "
+        "What it saves shows on several GPUs. The peak is above what was held before.",
+        f"{HERE}.libraries:zero",
+        75,
+        {"plain": "plain", "zero2": "ZeRO-2", "zero3": "ZeRO-3"},
+        {
+            "step_s": "s/step", "tokens_per_s": "tokens/s", "peak_gib": "peak, GiB", "loss": "loss", "norm_share": "gradient",
+        },
+    ),
+    Check(
+        "vllm",
+        "vLLM beside the trainer",
+        "Qwen3-VL-2B's sizes in bfloat16 with random weights, prompts with pictures, no CUDA graphs. Log-probs of its own tokens "
+        "against the packed forward pass of an update; share of 16 greedy tokens up to the first that the Hugging Face engine "
+        "does not choose (with random weights many tokens are all but level); the same after all weights were changed and handed "
+        "over. Sampling: 8 prompts, 8 rollouts of 128 tokens each.",
+        f"{HERE}.libraries:vllm",
+        110,
+        {
+            "fresh": "as started", "stale": "weights changed, not handed over", "synced": "handed over", "vllm": "sampling, vLLM",
+            "hf": "sampling, Hugging Face engine", "ratio": "ratio",
+        },
+        {
+            "most_nats": "largest difference, nats", "mean_nats": "mean, nats", "greedy": "greedy tokens", "sync_s": "sync, s",
+            "tokens_per_s": "tokens/s",
+        },
+    ),
+    Check(
         "tiny",
         "The embedded model",
         "`tiny/vision_opd` for 60 steps: share of right answers before and after, by view; the last row is seconds per step.",
