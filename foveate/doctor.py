@@ -119,6 +119,8 @@ def _libraries(config: RunConfig, version: Version) -> Iterator[Finding]:
         yield from needed("deepspeed", "the recipe uses ZeRO", "pip install 'foveate[train]'", version)
     if config.model.lora is not None:
         yield from needed("peft", "the recipe trains adapters", "pip install 'foveate[train]'", version)
+        if config.model.lora.quantize != "none":
+            yield from needed("bitsandbytes", "the base is quantised", "pip install 'foveate[qlora]', or quantize: none", version)
     for name in ("wandb", "trackio"):
         if name in config.loggers:
             yield from needed(name, "the recipe logs to it", f"pip install {name}, or loggers=[tensorboard]", version)

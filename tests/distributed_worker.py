@@ -9,20 +9,24 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
+from foveate.train import lora
 from foveate.train.config import RunConfig
-from foveate.train.distributed import full_state
 from foveate.train.loop import learn, train
 from foveate.train.ranks import joined
 from foveate.train.recipes import load_recipe
 from foveate.train.run import Run
+from foveate.vlm.engines import CopyEngine
 from foveate.vlm.images import Picture
+from foveate.vlm.load import VLM, save
 from foveate.vlm.messages import Message
 from foveate.vlm.records import Rollout, Signal, StopReason, Turn, View
 
@@ -31,6 +35,8 @@ SMALL = [
     "loggers=[]", "anchors.0.prompts=1", "anchors.1.prompts=1", "anchors.1.pool=2", "anchors.1.max_new_tokens=12",
     "optimizer.name=adamw", "optimizer.warmup_steps=0", "optimizer.lr=0.001",
 ]  # fmt: skip
+EMA = ["teacher.weights=ema", "teacher.rate=0.3"]
+LORA = ["model.lora.rank=4", "optimizer.lr=0.005"]
 ZERO = {
     0: [],
     1: ["distributed.zero=1"],
@@ -41,19 +47,31 @@ LATE = "current-3"
 """Here rank 1 comes to the run when rank 0 would have written its first checkpoint already."""
 
 
-def config_of(case: str) -> RunConfig:
+def config_of(case: str, folder: Path) -> RunConfig:
     """The recipe of a case such as ``opd-3``: what is learned, and ZeRO's stage."""
     kind, stage = case.rsplit("-", 1)
     kinds = {
-        "opd": ("tiny/vision_opd", ["teacher.weights=ema", "teacher.rate=0.3"]),
+        "opd": ("tiny/vision_opd", EMA),
+        # teachers: the frozen base, or an average of the adapters, which is put in their place; under dora the tower is frozen
+        "lora": ("tiny/vision_opd", [*LORA, "model.lora.rslora=true"]),
+        "dora": (
+            "tiny/vision_opd",
+            [*LORA, "optimizer.lr=0.02", "model.lora.dora=true", "model.lora.targets=[language]", *EMA],
+        ),
+        "merge": ("tiny/vision_opd", ["model.lora.rank=3", f"model.name={folder / 'lora-0'}"]),
+        "qlora": ("tiny/vision_opd", [*LORA, "model.lora.quantize=4bit", "anchors=[]"]),
+        "mixedlora": (
+            "tiny/vision_opd",
+            [*LORA, *EMA, "optimizer.lr=0.002", "model.gradient_checkpointing=true", "anchors=[]", "micro_tokens=160"],
+        ),
         "current": ("tiny/vision_opd", ["teacher.weights=current", "teacher.accept_collapse=true", "anchors=[]"]),
         "grpo": ("tiny/grpo", ["prompts=6", "updates_per_step=2", "signals.0.correction=truncate"]),
         "offload": (
             "tiny/vision_opd",
-            ["teacher.weights=ema", "teacher.rate=0.3", f"distributed.offload={'all' if stage == '3' else 'optimizer'}"],
+            [*EMA, f"distributed.offload={'all' if stage == '3' else 'optimizer'}"],
         ),
         "copy": ("tiny/vision_opd", ["teacher.offload=host"]),
-        "host": ("tiny/vision_opd", ["teacher.weights=ema", "teacher.rate=0.3", "teacher.offload=host"]),
+        "host": ("tiny/vision_opd", [*EMA, "teacher.offload=host"]),
         "stop": ("tiny/sft", ["steps=400", "prompts=3", "anchors=[]", "checkpoint.every=1000"]),
         "mixed": (
             "tiny/vision_opd",
@@ -94,22 +112,49 @@ def mixed(run: Run) -> list[list[Signal]]:
     ]
 
 
+class Taker(CopyEngine):
+    """An engine that keeps what it is handed and samples nothing."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.vlm.renderer, run.vlm.model.config.image_token_id)
+        self.taken: dict[str, Tensor] = {}
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.taken = {name: tensor.detach().clone().contiguous() for name, tensor in weights}
+
+    def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.taken = {}
+
+
 def step_by_step(folder: Path, case: str) -> None:
-    """The mixed steps; the loss, the norm and the means of each, then the sum of all weights."""
-    run = Run(config_of(case), folder / case)
+    """The mixed steps; the loss, the norm and the means of each. Behind the last but one an engine gets the weights: what it got
+    from rank 0 is written, and so are all weights that no optimizer may move."""
+    run = Run(config_of(case, folder), folder / case)
+    frozen = {name: one.detach().clone() for name, one in run.vlm.model.named_parameters() if not one.requires_grad}
+    engine = run.engine = Taker(run)
     rows: list[dict[str, float]] = []
-    for signals in mixed(run):
+    steps = mixed(run)
+    for number, signals in enumerate(steps, 1):
         found, values = learn(run, signals)
         rows.append({**values, **found.tally.means()})
-    total = sum(float(tensor.double().abs().sum()) for _, tensor in full_state(run.spread))
-    rows.append({"weights": total})
+        if number == len(steps) - 1:
+            run.sync()
+            if run.ranks.size > 1:  # one process alone never imports DeepSpeed, and accelerate does when transformers saves
+                run.save()
+    with run.spread.whole():
+        moved = [name for name, one in run.vlm.model.named_parameters() if name in frozen and not torch.equal(one, frozen[name])]
+    rows.append({"frozen": len(frozen), "moved": len(moved)})
     if run.ranks.is_first:
+        save_file(engine.taken, folder / case / "synced.safetensors")
         (folder / case / "steps.json").write_text(json.dumps(rows))
 
 
 def one_copy(folder: Path, case: str) -> None:
     """Every rank writes its mark into a weight of the teacher, and rank 0 leaves what it then finds."""
-    run = Run(config_of(case), folder / case)
+    run = Run(config_of(case, folder), folder / case)
     assert run.teacher is not None
     weights = list(run.teacher.vlm.model.parameters())
     same = all(bool(torch.equal(mine, theirs)) for mine, theirs in zip(weights, run.vlm.model.parameters(), strict=True))
@@ -168,9 +213,28 @@ def pictures(folder: Path, case: str) -> None:
     (run / f"rank_{ranks.rank}.json").write_text(json.dumps(rows))
 
 
+def merging(folder: Path, case: str) -> None:
+    """A run that starts from an adapter of other settings; says which ranks have written the base. Rank 1 comes late."""
+
+    def counted(vlm: VLM, to: Path) -> None:
+        with (folder / case / "merges.txt").open("a") as file:
+            file.write(f"rank {joined().rank}\n")
+        save(vlm, to)
+
+    (folder / case).mkdir(exist_ok=True)
+    lora.save = counted
+    late = time.monotonic() + 2.0 * joined().rank
+    while time.monotonic() < late and not (folder / case / "base").exists():
+        time.sleep(0.05)
+    train(config_of(case, folder), folder / case)
+    lora.save = save
+
+
 def main(folder: Path, cases: Sequence[str]) -> None:
     """Every case in turn."""
-    works: dict[str, Callable[[Path, str], Any]] = {"mixed": step_by_step, "copy": one_copy, "pictures": pictures}
+    works: dict[str, Callable[[Path, str], Any]] = {
+        "mixed": step_by_step, "mixedlora": step_by_step, "merge": merging, "copy": one_copy, "pictures": pictures,
+    }  # fmt: skip
     for case in cases:
         if case == LATE and joined().rank == 1:
             time.sleep(4)
@@ -178,7 +242,7 @@ def main(folder: Path, cases: Sequence[str]) -> None:
         if work is not None:
             work(folder, case)
         else:
-            train(config_of(case), folder / case)
+            train(config_of(case, folder), folder / case)
         joined().wait()
 
 

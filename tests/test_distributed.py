@@ -19,16 +19,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from foveate.train import checkpoint
 from foveate.train.config import RunConfig
-from foveate.train.distributed import my_share
+from foveate.train.distributed import Spread, build_spread, my_share
 from foveate.train.lockstep import Needs, idle, in_step
+from foveate.train.lora import load_student
 from foveate.train.optim import GradGuard, NotFiniteError
 from foveate.train.ranks import Ranks, joined
 from foveate.train.recipes import load_recipe
+from foveate.train.zero import ZeroOptimizer
 from foveate.vlm.images import Picture
-from foveate.vlm.load import tiny_random
+from foveate.vlm.load import load, tiny_random
 from foveate.vlm.messages import Message
 from foveate.vlm.records import Rollout, Signal, StopReason, Turn, View
 from foveate.vlm.render import Renderer
@@ -39,10 +42,17 @@ deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (DS_BUILD_OPS=0 pip install deepspeed)"
 )
 HAVE_ZERO = importlib.util.find_spec("deepspeed") is not None
-PLAIN = ("opd-0", "mixed-0", "grpo-0")
+HAVE_PEFT = importlib.util.find_spec("peft") is not None
+HAVE_BITS = importlib.util.find_spec("bitsandbytes") is not None
+ADAPTED = ("lora-0", "dora-0", "mixedlora-0", *(("qlora-0",) if HAVE_BITS else ())) if HAVE_PEFT else ()
+ADAPTED_ZERO = ("lora-1", "dora-2", "mixedlora-2", "lora-3", "dora-3", "mixedlora-3") if HAVE_PEFT and HAVE_ZERO else ()
+ADAPTED_ZERO = (*ADAPTED_ZERO, "qlora-2") if ADAPTED_ZERO and HAVE_BITS else ADAPTED_ZERO
+adapters = pytest.mark.skipif(not ADAPTED_ZERO, reason="PEFT or deepspeed is not installed (pip install 'foveate[train]')")
+PLAIN = ("opd-0", "mixed-0", "grpo-0", *ADAPTED)
 ZERO = (
     "opd-1", "opd-2", "opd-3", "mixed-2", "mixed-3", "grpo-2", "current-3", "offload-2", "offload-3", "host-3"
 ) if HAVE_ZERO else ()  # fmt: skip
+ZERO = (*ZERO, *ADAPTED_ZERO)
 
 
 def start(ranks: int, folder: Path, cases: Sequence[str]) -> subprocess.Popen[str]:
@@ -69,7 +79,9 @@ def finish(process: subprocess.Popen[str], seconds: float = 240) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of one process and of two ranks."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    processes = start(1, one, [*PLAIN, "current-0"]), start(2, two, ["pictures-0", *PLAIN, "host-0", "copy-0", *ZERO])
+    merge = ["merge-0"] if HAVE_PEFT else []
+    cases = ["pictures-0", *PLAIN, *merge, "host-0", "copy-0", *ZERO]
+    processes = start(1, one, [*PLAIN, *merge, "current-0"]), start(2, two, cases)
     for process in processes:
         finish(process)
     return one, two
@@ -155,12 +167,17 @@ def test_a_run_goes_on_under_another_number_of_ranks(runs: tuple[Path, Path], tm
     keep_first(two / "opd-3", tmp_path / "alone" / "opd-0")
     keep_first(two / "opd-3", tmp_path / "three" / "opd-2")
     keep_first(one / "opd-0", tmp_path / "three" / "opd-3")
-    processes = start(1, tmp_path / "alone", ["opd-0"]), start(3, tmp_path / "three", ["opd-2", "opd-3"])
+    alone, three = ["opd-0"], ["opd-2", "opd-3"]
+    if ADAPTED_ZERO:  # an adapter beside its base is put where it was, and is not counted twice
+        keep_first(two / "dora-3", tmp_path / "alone" / "dora-0")
+        keep_first(one / "lora-0", tmp_path / "three" / "lora-3")
+        alone, three = [*alone, "dora-0"], [*three, "lora-3"]
+    processes = start(1, tmp_path / "alone", alone), start(3, tmp_path / "three", three)
     for process in processes:
         finish(process)
-    for folder in (tmp_path / "alone" / "opd-0", tmp_path / "three" / "opd-2", tmp_path / "three" / "opd-3"):
+    for folder in (*(tmp_path / "alone" / case for case in alone), *(tmp_path / "three" / case for case in three)):
         assert [json.loads(line)["after_step"] for line in (folder / "starts.jsonl").read_text().splitlines()] == [0, 1]
-        same(rows(folder), rows(one / "opd-0"))
+        same(rows(folder), rows(one / f"{folder.name[:-2]}-0"))
 
 
 @deepspeed
@@ -187,6 +204,54 @@ def test_checkpoints_of_shards_are_those_of_one_process(runs: tuple[Path, Path])
             assert float(found[place]["step"]) == 3
             for key in ("exp_avg", "exp_avg_sq"):
                 torch.testing.assert_close(found[place][key], state[place][key], rtol=1e-3, atol=1e-5)
+
+
+@adapters
+@pytest.mark.parametrize("case", ["lora-3", "dora-2", "dora-3"])
+def test_checkpoints_of_adapters_are_those_of_one_process(runs: tuple[Path, Path], case: str) -> None:
+    one, two = (checkpoint.folder_of(folder / name, 3) for folder, name in zip(runs, (f"{case[:-2]}-0", case), strict=True))
+    want, have = load_file(one / "adapter_model.safetensors"), load_file(two / "adapter_model.safetensors")
+    assert {name: one.shape for name, one in have.items()} == {name: one.shape for name, one in want.items()}
+    assert max(float((have[name] - want[name]).abs().max()) for name in want) < 1e-3, "no step is larger than the rate, 0.005"
+    assert max(float(one.abs().max()) for name, one in want.items() if "lora_B" in name) > 0.005, "they have moved from 0"
+    files = [torch.load(folder / "trainer" / "optimizer.pt", weights_only=True) for folder in (one, two)]
+    state, found = (kept["optimizer"]["parts"][0]["state"] for kept in files)
+    assert {place: moments["exp_avg"].shape for place, moments in found.items()} == {
+        place: moments["exp_avg"].shape for place, moments in state.items()
+    }
+    assert sum(moments["exp_avg"].numel() for moments in found.values()) == sum(one.numel() for one in want.values())
+    if case.startswith("dora"):
+        teachers = [torch.load(folder / "trainer" / "teacher.pt", weights_only=True) for folder in (one, two)]
+        assert teachers[0].keys() == teachers[1].keys()
+        assert max(float((teachers[1][name] - value).abs().max()) for name, value in teachers[0].items()) < 1e-3
+
+
+@adapters
+@pytest.mark.parametrize("case", ["mixed-3", "mixedlora-0", "mixedlora-2", "mixedlora-3"])
+def test_an_engine_gets_whole_merged_weights(runs: tuple[Path, Path], case: str) -> None:
+    """Against the checkpoint of the same moment, read and merged by a process of its own."""
+    one, two = runs
+    taken = load_file(two / case / "synced.safetensors")
+    vlm = load(checkpoint.folder_of(two / case, 0), merged=True)
+    want = dict(vlm.model.named_parameters(remove_duplicate=False))
+    assert taken.keys() == want.keys() == load_file(one / f"{case[:-2]}-0" / "synced.safetensors").keys()
+    for name, tensor in taken.items():
+        torch.testing.assert_close(tensor, want[name].detach(), rtol=1e-6, atol=1e-6, msg=name)
+    if "lora" in case:
+        assert rows(two / case)[-1]["frozen"] > 60
+        assert rows(two / case)[-1]["moved"] == 0
+        base = load("tiny").model.state_dict()
+        assert sum(not torch.allclose(tensor, base[name], atol=1e-4) for name, tensor in taken.items()) > 20, "merged"
+
+
+@adapters
+def test_rank_0_alone_merges_an_adapter_of_other_settings(runs: tuple[Path, Path]) -> None:
+    one, two = (folder / "merge-0" for folder in runs)
+    assert (two / "merges.txt").read_text() == (one / "merges.txt").read_text() == "rank 0\n"
+    same(rows(two), rows(one))
+    base, adapter = load(two / "base"), load(two.with_name("lora-0"), merged=True)
+    for name, tensor in base.model.named_parameters():
+        torch.testing.assert_close(tensor, adapter.model.get_parameter(name), rtol=0, atol=0, msg=name)
 
 
 def test_sigterm_saves_a_checkpoint_and_stops_all_ranks(tmp_path: Path) -> None:
@@ -265,6 +330,23 @@ def test_a_norm_from_elsewhere_is_guarded_too() -> None:
 def test_settings_that_mean_nothing_are_refused(changes: list[str], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         load_recipe("tiny/grpo", changes)
+
+
+def test_trained_weights_of_two_types_are_refused_under_zero(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+
+    def spread(*changes: str) -> Spread:
+        config = load_recipe("tiny/sft", ["optimizer.name=adamw", "distributed.zero=2", *changes])
+        return build_spread(config, load_student(config, tmp_path), Ranks(0, 2), 4)
+
+    half, lora = "model.dtype=bfloat16", "model.lora.targets=[language]"
+    with pytest.raises(ValueError, match=r"these are bfloat16 and float32 .*use model.dtype: float32"):
+        spread(half, lora, "model.lora.modules_to_save=[merger]")
+    # DeepSpeed would cast adapters to bfloat16, and a checkpoint would keep them so
+    for changes, cast in (((half,), True), ((half, lora), False), ((lora, "model.lora.modules_to_save=[merger]"), False)):
+        optimizer = spread(*changes).optimizer
+        assert isinstance(optimizer, ZeroOptimizer)
+        assert optimizer._engine_config()["bf16"]["enabled"] is cast
 
 
 def test_a_launcher_that_says_half_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -475,6 +475,10 @@ def test_what_a_recipe_needs_and_a_machine_lacks(tmp_path: Path) -> None:
     assert "ZeRO-3" in the(found, "GPU memory").mend
     assert the(found, "wandb").level == "red"
     assert "pip install wandb" in the(found, "wandb").mend
+    assert not [one for one in found if one.topic == "bitsandbytes"]
+    lora = load_recipe("tiny/sft", ["model.lora.quantize=4bit", "optimizer.name=adamw"])
+    found = list(recipe_findings(lora, ROOMY, device="cpu", rows=1, version=lambda name: None))
+    assert "pip install 'foveate[qlora]'" in the(found, "bitsandbytes").mend
 
 
 def test_weights_that_are_not_here_or_do_not_fit(folder: Path, tmp_path: Path) -> None:

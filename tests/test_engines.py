@@ -406,7 +406,7 @@ def test_a_quantised_base_is_refused() -> None:
     model = peft.get_peft_model(own.model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
     layer = next(module for module in model.modules() if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer))
     layer.get_base_layer().weight = torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(ValueError, match=r"q_proj: its base weights are quantised \(torch.uint8\)"):
+    with pytest.raises(ValueError, match=r"q_proj.base_layer.weight: its base weights are quantised \(torch.uint8\)"):
         list(merged_weights(model))
 
 

@@ -38,8 +38,11 @@ def check_distributed(run: RunConfig) -> None:
         )
     if part.settings and not part.zero:
         raise ValueError("distributed.settings: they are DeepSpeed's; set distributed.zero to 1, 2 or 3")
-    if part.zero and run.model.lora is not None:
-        raise ValueError("distributed.zero: adapters are small and were never run under ZeRO; use zero: 0 with model.lora")
+    if part.zero == 3 and run.model.lora is not None and run.model.lora.quantize != "none":
+        raise ValueError(
+            "distributed.zero: 3 would cut up weights that bitsandbytes keeps packed with scales of their own; use zero: 2 (the "
+            "quantised base is small), or model.lora.quantize: none"
+        )
     if part.zero and run.optimizer.name == "muon":
         raise ValueError(
             "distributed.zero: Muon orthogonalises whole matrices, and ZeRO cuts all weights into one flat row; use zero: 0, or "

@@ -34,7 +34,7 @@ class LoraPart(Part):
     modules_to_save: tuple[str, ...] = ()
     """Modules trained as a whole beside the adapters, by the last part of their name, such as ``merger``."""
     quantize: Literal["none", "4bit", "8bit"] = "none"
-    """The frozen weights in 4 bits (NF4, doubly quantised) or 8, by bitsandbytes."""
+    """The frozen linear layers in 4 bits (NF4, doubly quantised) or 8, by bitsandbytes; all but the head and modules_to_save."""
 
 
 def lora_targets(run: RunConfig) -> tuple[str, ...]:
@@ -61,6 +61,11 @@ def check_lora(run: RunConfig) -> None:
         raise ValueError(
             "optimizer.name: muon evens out the update of a whole hidden matrix; with model.lora there are only its two factors, "
             "whose evened-out updates do not make an even update of the product: use adamw"
+        )
+    if lora.quantize != "none" and run.engine.kind != "hf":
+        raise ValueError(
+            f"model.lora.quantize: {lora.quantize} has no merged weights that engine.kind: {run.engine.kind} could copy; use "
+            "quantize: none, or engine.kind: hf"
         )
     if lora.dropout and run.grpo is not None:
         raise ValueError(

@@ -74,7 +74,7 @@ class Run:
         self.ranks = joined(config.distributed.minutes)
         self.config, self.folder, self.evaluator = config, folder, evaluator
         found = origin or Origin()
-        self.vlm = load_student(config, folder, found.model)
+        self.vlm = load_student(config, folder, found.model, self.ranks)
         taught_by = config.teacher if found.teacher is None else config.teacher.model_copy(update={"path": found.teacher})
         narrow = compute_dtype(self.vlm, config.model.compute)
         self.teacher = Teacher(self.vlm, taught_by, copy_steps(config), self.ranks, narrow) if config.needs_teacher else None

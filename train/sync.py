@@ -124,13 +124,18 @@ def merged_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     adapted, replaced = _adapted(model)
     # a head that is the embedding comes under both names: engines differ in which they ask for
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.is_floating_point():
+            raise ValueError(
+                f"{name}: its base weights are quantised ({parameter.dtype}); an engine with a copy of the weights needs plain "
+                "ones: train with a base in bfloat16, or sample with engine.kind: hf"
+            )
         owner = next((place for place in _owners(name) if place in adapted), None)
         copies = next((place for place in _owners(name) if place in replaced), None)
         if owner is not None:
             inner = name.removeprefix(owner + ".")
             if inner.startswith("base_layer."):  # the rest are the adapter's own
                 inner = inner.removeprefix("base_layer.")
-                value = _merged(adapted[owner], owner) if inner == "weight" else parameter
+                value = _merged(adapted[owner]) if inner == "weight" else parameter
                 yield _plain(f"{owner}.{inner}"), value.detach()
         elif copies is not None:
             inner = name.removeprefix(copies + ".")
@@ -158,13 +163,8 @@ def _adapted(model: torch.nn.Module) -> tuple[dict[str, BaseTunerLayer], dict[st
     return adapted, replaced
 
 
-def _merged(layer: BaseTunerLayer, name: str) -> Tensor:
+def _merged(layer: BaseTunerLayer) -> Tensor:
     base: Any = layer.get_base_layer()
-    if not base.weight.is_floating_point():
-        raise ValueError(
-            f"{name}: its base weights are quantised ({base.weight.dtype}); an engine with a copy of the weights needs plain "
-            "ones: train with a base in bfloat16, or sample with engine.kind: hf"
-        )
     if not layer.merged:
         own: Any = copy.deepcopy(layer)
         own.merge(safe_merge=True)

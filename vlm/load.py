@@ -32,7 +32,7 @@ from .folder import (
     tokenizer_in,
     with_clock,
 )
-from .lora import ADAPTER_CONFIG, base_of, files_of, is_adapter, load_adapter, merge, quantization, write_adapter
+from .lora import ADAPTER_CONFIG, base_of, files_of, is_adapter, keep_gradients, load_adapter, merge, quantization, write_adapter
 from .render import Renderer
 from .scratch import CORPUS, build_model, train_tokenizer
 
@@ -149,11 +149,13 @@ def load(
     merged: bool = False,
     trainable: bool = False,
     quantize: str = "none",
+    unquantized: Sequence[str] = (),
 ) -> VLM:
     """A model from a folder in Hugging Face format, from the Hub, or the embedded one (``"tiny"``).
 
     A folder with an adapter gives its base with the adapter beside it, ``trainable`` or not, or with it ``merged`` into the
-    weights. ``quantize`` ("4bit", "8bit") holds the base in fewer bits.
+    weights. ``quantize`` ("4bit", "8bit") holds the base's linear layers in fewer bits, but for the head's and those of modules
+    called ``unquantized``.
 
     ``dtype`` and ``device`` "auto": bfloat16 on the first CUDA device, else float32 on the CPU. ``min_pixels`` and ``max_pixels``
     replace the bounds of the folder's processor. ``freeze`` names parameter groups ("vision", "projector", "language").
@@ -181,13 +183,14 @@ def load(
     except ValueError as error:
         raise LoadError(f"{folder}: {error}") from error
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    weights = _dtype(dtype, target)
     _quiet()
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         base,
-        dtype=_dtype(dtype, target),
+        dtype=weights,
         attn_implementation=_attention(attention),
         output_loading_info=True,
-        **({} if quantize == "none" else {**quantization(quantize), "device_map": {"": str(target)}}),
+        **({} if quantize == "none" else {**quantization(quantize, weights, unquantized), "device_map": {"": str(target)}}),
     )
     model, info = loaded
     if info["missing_keys"]:
@@ -195,6 +198,8 @@ def load(
         raise LoadError(
             f"{base}: {len(missing)} weights are missing, such as {missing[0]}; the download or the checkpoint is incomplete"
         )
+    if quantize != "none":
+        keep_gradients(model)
     project_patches_by_matmul(model)
     one_call_per_layer(model)
     vlm = VLM((model if quantize != "none" else model.to(target)).eval(), renderer, family, str(name), tokenizer, folder)

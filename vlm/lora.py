@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -249,30 +250,45 @@ def _peft() -> Any:
     return peft
 
 
-def quantization(kind: str) -> dict[str, Any]:
-    """Keywords for ``from_pretrained``: frozen weights in 4 or 8 bits. Raises `LoadError` where that cannot be."""
+def quantization(kind: str, dtype: torch.dtype, whole: Sequence[str] = ()) -> dict[str, Any]:
+    """Keywords for ``from_pretrained``: all linear layers in 4 or 8 bits, but for the head and the modules called ``whole``.
+
+    What is computed is computed in ``dtype``. Raises `LoadError` where that cannot be.
+    """
     if kind == "none":
         return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
+    lacking = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
+    if lacking:
         raise LoadError(
-            f"model.lora.quantize: {kind} needs bitsandbytes, which is not installed: pip install bitsandbytes, or none"
+            f"model.lora.quantize: {kind} needs {' and '.join(lacking)}, which is not installed: pip install 'foveate[qlora]', "
+            "or quantize: none"
         )
-    if not torch.cuda.is_available():
-        raise LoadError(f"model.lora.quantize: {kind} needs a CUDA device, and there is none here; use quantize: none")
     from transformers import BitsAndBytesConfig
 
-    kept = ["lm_head", "patch_embed"]
+    kept = ["lm_head", *(rf".*\.{re.escape(name)}" for name in whole)]
     if kind == "8bit":
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every call in bfloat16
         config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     else:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=kept,
         )
     return {"quantization_config": config}
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Let 4-bit layers on a CPU stay as they are. Where it has AVX512-BF16, bitsandbytes would pack a layer anew as soon as it
+    runs without a gradient: into a form that lets none through, rounds its scales, and fails for widths that 64 does not divide.
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 # ---- the same base with other adapters ------------------------------------------------------------------------------------

@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 
 from ..train.batch import Batch
-from ..train.distributed import Spread, Zero, ZeroOptimizer
+from ..train.distributed import Spread
 from ..train.engine_settings import VLLMEnginePart
 from ..train.optim import GradGuard, build_optimizer
 from ..train.ranks import Ranks
 from ..train.recipes import load_recipe
 from ..train.sync import build_engine, sync
 from ..train.update import accumulate, checkpoint_layers
+from ..train.zero import Zero, ZeroOptimizer
 from ..vlm.engines import CopyEngine
 from ..vlm.generate import Engine, HFEngine, Sampling
 from ..vlm.load import VLM
