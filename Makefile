@@ -26,7 +26,8 @@ test-slow: $(VENV)/.foveate-dev
 # What it brings of torchaudio and torchcodec is built for CUDA and cannot be imported beside torch for the CPU; the .pth file loads
 # foveate's hook for torchvision into the processes that vLLM starts.
 VLLM_VENV := .venv-vllm
-VLLM_TESTS := tests/test_engines.py tests/test_vllm_colocated.py tests/test_vllm_training.py tests/test_vllm_servers.py
+VLLM_TESTS := tests/test_engines.py tests/test_vllm_colocated.py tests/test_vllm_training.py tests/test_vllm_servers.py \
+	tests/test_gpu_libraries.py
 
 test-vllm: $(VLLM_VENV)/.foveate-vllm
 	VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1 \
