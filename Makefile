@@ -27,7 +27,7 @@ test-slow: $(VENV)/.foveate-dev
 # foveate's hook for torchvision into the processes that vLLM starts.
 VLLM_VENV := .venv-vllm
 VLLM_TESTS := tests/test_engines.py tests/test_vllm_colocated.py tests/test_vllm_training.py tests/test_vllm_servers.py \
-	tests/test_gpu_libraries.py
+	tests/test_vllm_ranks.py tests/test_gpu_libraries.py
 
 test-vllm: $(VLLM_VENV)/.foveate-vllm
 	VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1 \

@@ -247,7 +247,7 @@ def test_a_failing_server_is_named_at_once(
     start = time.monotonic()
     with pytest.raises(EngineError, match=f"(?s){fakes[1].url}/inference/v1/generate: .*{message}"):
         engine.generate([contexts()[1]] * 40, [[seed] for seed in range(40)], Sampling())
-    assert time.monotonic() - start < 6
+    assert time.monotonic() - start < 15
 
 
 def test_a_server_that_never_comes_up(tmp_path: Path, fakes: list[FakeServer]) -> None:

@@ -70,9 +70,9 @@ def test_tiny_models_are_quick_repeatable_and_leave_the_random_state_alone(model
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    start = time.perf_counter()
+    start = time.process_time()
     first, again, other = tiny_random(model_type), tiny_random(model_type), tiny_random(model_type, seed=1)
-    assert (time.perf_counter() - start) / 3 < 1.0
+    assert (time.process_time() - start) / 3 < 1.0
     assert torch.equal(torch.rand(1), expected)
     torch.testing.assert_close(logits(first), logits(again), rtol=0, atol=0)
     assert (logits(first) - logits(other)).abs().max() > 0.1
@@ -325,10 +325,10 @@ def test_decoded_files_are_bounded_by_memory(tmp_path: Path, monkeypatch: pytest
     from foveate.vlm import images
 
     monkeypatch.setattr(images, "_DECODED_BYTES", 3 * 100 * 100 * 2)
-    images._decoded_files.clear()
+    images._decoded_images.clear()
     for number in range(4):
         Image.new("RGB", (100, 100), (number, 0, 0)).save(tmp_path / f"{number}.png")
     opened = [images.Picture.open(tmp_path / f"{number}.png") for number in range(4)]
-    assert len(images._decoded_files) == 2
+    assert len(images._decoded_images) == 2
     assert [picture.rgb().getpixel((0, 0)) for picture in opened] == [(number, 0, 0) for number in range(4)]
-    assert len(images._decoded_files) == 2
+    assert len(images._decoded_images) == 2

@@ -135,6 +135,12 @@ def _gathered(mine: Any, size: int) -> list[Any]:
     return found
 
 
+def _leave() -> None:
+    """Else gloo's threads now and then abort a process that ends after a gather."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @functools.cache
 def joined(minutes: float = 60.0) -> Ranks:
     """The ranks of this process; the first call joins the others. Raises `ValueError` where a launcher's variables lack."""
@@ -154,7 +160,7 @@ def joined(minutes: float = 60.0) -> Ranks:
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=datetime.timedelta(minutes=minutes))
         if backend == "gloo":
-            atexit.register(dist.destroy_process_group)  # else its threads now and then abort a process that ends after a gather
+            atexit.register(_leave)
     rank, size = dist.get_rank(), dist.get_world_size()
     master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return Ranks(rank, size, open_post(rank, lambda mine: _gathered(mine, size), master, 60 * minutes))

@@ -75,7 +75,7 @@ class VLLMEngine(CopyEngine):
             raise EngineError(
                 f"vLLM cannot be imported ({error}); install foveate[vllm] with CUDA, or see docs/vllm.md for a CPU"
             ) from error
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        self._is_guest = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         with _process_as_it_was():
             self._engine = LLMEngine.from_engine_args(
                 EngineArgs(
@@ -91,7 +91,7 @@ class VLLMEngine(CopyEngine):
                     mm_device_do_normalize=False,  # our patches are normalised
                     logprobs_mode="processed_logprobs",
                     worker_extension_cls=NAME,
-                    distributed_executor_backend="external_launcher" if ranks > 1 else None,
+                    distributed_executor_backend="external_launcher" if self._is_guest else None,
                     disable_log_stats=True,
                     **settings,
                 )
@@ -241,9 +241,26 @@ class VLLMEngine(CopyEngine):
             self._unusable = "it sleeps, and its weights were given up"
 
     def close(self) -> None:
-        """Shut vLLM down."""
+        """Shut vLLM down. The process group of several ranks stays."""
         self._unusable = "it was closed"
-        self._engine.engine_core.shutdown()
+        with _group_spared() if self._is_guest else contextlib.nullcontext():
+            self._engine.engine_core.shutdown()
+
+
+@contextlib.contextmanager
+def _group_spared() -> Iterator[None]:
+    """vLLM ends the process's own group together with its engine; ranks go on with theirs, as in a next stage."""
+    end = torch.distributed.destroy_process_group
+
+    def end_others(group: Any = None) -> None:
+        if group is not None:
+            end(group)
+
+    vars(torch.distributed)["destroy_process_group"] = end_others
+    try:
+        yield
+    finally:
+        vars(torch.distributed)["destroy_process_group"] = end
 
 
 @contextlib.contextmanager
