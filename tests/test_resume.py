@@ -17,6 +17,7 @@ import torch
 from foveate.train import checkpoint
 from foveate.train.config import RunConfig
 from foveate.train.loop import Interrupted, train
+from foveate.train.ranks import Ranks
 from foveate.train.recipes import load_recipe
 from foveate.vlm.load import VLM, load
 
@@ -115,6 +116,22 @@ def test_sigterm_saves_and_a_second_start_goes_on(tmp_path: Path) -> None:
     stopped = checkpoint.steps_saved(run)[-1]
     assert stopped == logged(run)[-1]["step"]
     assert 1 <= stopped < 400
+
+
+def test_one_who_asks_while_ranks_agree_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags: list[bool] = []
+
+    def slow(ranks: Ranks, flag: bool) -> bool:
+        flags.append(flag)
+        if len(flags) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return flag
+
+    monkeypatch.setattr(Ranks, "any", slow)
+    with pytest.raises(Interrupted):
+        train(small_config(), tmp_path)
+    assert flags == [False, False, True]
+    assert checkpoint.steps_saved(tmp_path)[-1] == 3
 
 
 def test_checkpoints_load_as_they_are_and_old_ones_go(tmp_path: Path) -> None:

@@ -61,14 +61,14 @@ def _train(run: Run, finish: Finish | None) -> dict[str, Any]:
     with ProgressBar(config.name, run.progress.step, config.steps, quiet=quiet) as bar, _StopAsked() as stop:
         while not run.done:
             step(run)
-            stop.asked = run.ranks.any(stop.asked)
+            stopping = run.ranks.any(stop.asked)  # one who asks meanwhile is heard after the next step
             bar.show(run.progress.step, run.recorder.last)
             if not run.done and config.eval is not None and config.eval.every and run.progress.step % config.eval.every == 0:
                 run.evaluate(whole=False)
             best = run.progress.best_step == run.progress.step
-            if run.done or stop.asked or best or run.progress.step % config.checkpoint.every == 0:
+            if run.done or stopping or best or run.progress.step % config.checkpoint.every == 0:
                 run.save()
-            if stop.asked and not run.done:
+            if stopping and not run.done:
                 raise Interrupted(
                     f"stopped after step {run.progress.step} of {config.steps}; run the same command again to go on"
                 )
