@@ -301,7 +301,7 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-def main() -> None:
+def run_command() -> None:
     """Run the command line. A `ValueError` is a mistake in what was asked and is said in one paragraph, without a traceback; so
     is a server that does not answer, and an engine that fails."""
     from .eval.chat import ServerError
@@ -320,3 +320,14 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("interrupted")
         raise SystemExit(130) from None
+
+
+def main() -> None:
+    """`foveate` on the command line."""
+    from .launched import leave
+
+    try:
+        run_command()
+    except SystemExit as ended:
+        leave(ended.code if isinstance(ended.code, int) else 1)
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -61,3 +62,18 @@ def says_it_all(error: RuntimeError) -> bool:
     if isinstance(error, OtherRankError):
         time.sleep(_SECONDS_TO_SAY_WHY)
     return isinstance(error, OtherRankError | EngineError)
+
+
+def leave(status: int) -> None:
+    """End one of several ranks at once; a process that is alone goes on.
+
+    Python's own clean-up ends threads that ask for Python meanwhile, as those of gloo do to let go of the last message, and that
+    aborts the process where such a thread is in the midst of C++ ("terminate called without an active exception").
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

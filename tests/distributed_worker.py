@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from foveate.launched import leave
 from foveate.train import lora
 from foveate.train.config import RunConfig
 from foveate.train.loop import learn, train
@@ -248,3 +249,4 @@ def main(folder: Path, cases: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    leave(0)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from foveate import cli, launched
+from foveate.launched import leave
 from foveate.train import checkpoint, loop, stages, sync
 from foveate.train.config import RunConfig
 from foveate.train.loop import train
@@ -125,7 +126,7 @@ def command(folder: Path, name: str, *arguments: str, stop_after: tuple[str, int
         patch.setattr(launched, "_SECONDS_TO_SAY_WHY", 0.0)
         alive.watch(patch)
         try:
-            cli.main()
+            cli.run_command()
         except SystemExit as stop:
             status = stop.code
         finally:
@@ -185,3 +186,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)
