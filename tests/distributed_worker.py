@@ -44,8 +44,6 @@ ZERO = {
     2: ["distributed.zero=2"],
     3: ["distributed.zero=3", "distributed.settings={stage3_param_persistence_threshold: 0}"],
 }
-LATE = "current-3"
-"""Here rank 1 comes to the run when rank 0 would have written its first checkpoint already."""
 
 
 def config_of(case: str, folder: Path) -> RunConfig:
@@ -237,8 +235,6 @@ def main(folder: Path, cases: Sequence[str]) -> None:
         "mixed": step_by_step, "mixedlora": step_by_step, "merge": merging, "copy": one_copy, "pictures": pictures,
     }  # fmt: skip
     for case in cases:
-        if case == LATE and joined().rank == 1:
-            time.sleep(4)
         work = works.get(case.rsplit("-", 1)[0])
         if work is not None:
             work(folder, case)

@@ -14,9 +14,11 @@ from foveate.checkup import plan
 from foveate.checkup.machine import Gpu, Machine, free_disk, look
 from foveate.checkup.model import Sizes, Tower, known, sizes
 from foveate.train.config import ModelPart, RunConfig
+from foveate.train.lora_settings import LoraPart
 from foveate.train.recipes import parse_recipe
 from foveate.vlm.backbone import encode, hidden_rows
 from foveate.vlm.load import save, tiny_random
+from foveate.vlm.lora import adapter_config, add_adapter
 from foveate.vlm.messages import Message
 from foveate.vlm.packing import pack
 from foveate.vlm.segments import Segment
@@ -27,6 +29,7 @@ SIZES = Sizes(
     {"language": 2000 * MILLION, "vision": 700 * MILLION, "projector": 200 * MILLION},
     Tower(layers=10, d=1000, kv=500, kept=20_000),
     Tower(layers=5, d=400, kv=400, kept=8_000),
+    {"language": 5 * MILLION, "vision": 2 * MILLION, "projector": MILLION},
 )
 SEEN = plan.Prompts((100, 300, 200), (40, 240, 140), (250, 350, 150))
 
@@ -115,6 +118,34 @@ def test_memory_of_other_settings() -> None:
     assert (second["weights"], second["gradients"], second["optimizer"]) == (16 * billion, 4 * billion, 8 * billion)
 
 
+def test_adapters_by_hand() -> None:
+    """Rank 10 on 5 million edges of the language model is 50 million numbers; on all parts 80 million."""
+
+    def memory(lora: dict[str, Any], **changes: Any) -> dict[str, int]:
+        config = recipe(model={"lora": lora}, **changes)
+        return plan.memory(config, SIZES, plan.step_of(config, SEEN, ALONE), ALONE, True, 80 << 30)
+
+    found = memory({"rank": 10, "targets": ["language"]}, signals=[{"kind": "distill", "teacher": "crop"}])
+    assert (found["weights"], found["gradients"], found["optimizer"]) == (16_000 * MILLION, 200 * MILLION, 400 * MILLION)
+    assert "teacher" not in found, "the base itself"
+    assert "vision activations" not in found
+    whole = memory({"rank": 10})
+    assert whole["gradients"] == 320 * MILLION
+    assert whole["vision activations"]
+    assert memory({"rank": 10, "dora": True})["gradients"] == 352 * MILLION
+    moving = {"signals": [{"kind": "distill", "teacher": "crop"}], "teacher": {"weights": "ema"}}
+    assert memory({"rank": 10}, **moving)["teacher"] == 320 * MILLION
+    assert memory({"rank": 10}, **moving | {"teacher": {"path": "x"}})["teacher"] == 16_000 * MILLION
+    # 2.9 billion in 4.127 bits and 1.1 billion in float32
+    four = memory({"rank": 10, "quantize": "4bit"})
+    assert four["weights"] == pytest.approx(2_900 * MILLION * 4.127 / 8 + 4_400 * MILLION)
+    assert "bfloat16 copies" not in four
+    assert memory({"rank": 10, "quantize": "8bit"})["weights"] == 7_300 * MILLION
+    saved = recipe(model={"lora": {"rank": 10}})
+    assert plan.checkpoint_bytes(saved, SIZES) == 960 * MILLION, "the adapter and its two moments"
+    assert plan.checkpoint_bytes(recipe(model={"lora": {"rank": 10}}, **moving), SIZES) == 1280 * MILLION
+
+
 def test_a_teacher_in_the_hosts_memory() -> None:
     """Two of ten layers of 2 billion numbers and the other billion of the language model pass through the device, in bfloat16."""
     distill, billion = [{"kind": "distill", "teacher": "crop"}], 1000 * MILLION
@@ -171,6 +202,16 @@ def test_sizes_come_without_weights(family: str, tmp_path: Path) -> None:
     assert counted.parameters["vision"] == sum(
         one.numel() for name, one in vlm.model.named_parameters() if vlm.family.group_of(name) == "vision"
     )
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_adapters_are_counted_as_peft_makes_them(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed (pip install 'foveate[train]')")
+    vlm = tiny_random(family)
+    save(vlm, tmp_path)
+    counted = sizes(known(ModelPart(name=str(tmp_path))))
+    add_adapter(vlm, adapter_config(vlm, LoraPart(rank=4), ("language", "vision", "projector")), seed=0)
+    assert 4 * sum(counted.edges.values()) == sum(one.numel() for one in vlm.model.parameters() if one.requires_grad)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])

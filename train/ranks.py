@@ -135,7 +135,7 @@ def _gathered(mine: Any, size: int) -> list[Any]:
     return found
 
 
-def _leave() -> None:
+def _end_group() -> None:
     """Else gloo's threads now and then abort a process that ends after a gather."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -160,7 +160,7 @@ def joined(minutes: float = 60.0) -> Ranks:
             backend = "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=datetime.timedelta(minutes=minutes))
         if backend == "gloo":
-            atexit.register(_leave)
+            atexit.register(_end_group)
     rank, size = dist.get_rank(), dist.get_world_size()
     master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return Ranks(rank, size, open_post(rank, lambda mine: _gathered(mine, size), master, 60 * minutes))

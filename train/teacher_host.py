@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..vlm.backbone import PatchProjection
+from ..vlm.lora import unlike
 from .node_memory import node_memory
 from .ranks import ALONE, Ranks
 
@@ -303,8 +304,7 @@ class Streamed:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Raises `ValueError` for the state of another model."""
         own = self.state_dict()
-        odd = sorted(name for name in own.keys() | state.keys() if name not in own or name not in state)
-        odd += [name for name in own if name in state and own[name].shape != state[name].shape]
+        odd = unlike(own, state)
         if odd:
             raise ValueError(f"teacher: saved of another model ({len(odd)} weights differ, such as {odd[0]})")
         first = {id(one): name for name, one in reversed(own.items())}

@@ -98,14 +98,19 @@ def read_adapter(vlm: VLM, folder: Path) -> None:
 
     state = load_file(folder / _WEIGHTS)
     own = get_peft_model_state_dict(vlm.model, save_embedding_layers=False)
-    odd = sorted(name for name in own.keys() | state.keys() if name not in own or name not in state)
-    odd += [name for name in own if name in state and own[name].shape != state[name].shape]
+    odd = unlike(own, state)
     if odd:
         raise ValueError(
             f"{folder / _WEIGHTS}: an adapter of other settings ({len(odd)} weights differ, such as {odd[0]}); go on with the "
             "model.lora that it was trained with"
         )
     set_peft_model_state_dict(vlm.model, state)
+
+
+def unlike(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Names of weights that one of two states lacks, or has in another shape."""
+    odd = sorted(own.keys() ^ state.keys())
+    return odd + [name for name in own if name in state and own[name].shape != state[name].shape]
 
 
 # ---- building -------------------------------------------------------------------------------------------------------------

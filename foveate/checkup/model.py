@@ -102,12 +102,14 @@ def _kept(d: int, i: int, q: int, kv: int, normed_heads: bool = False, linear: b
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters by group ("vision", "projector", "language"), those that Muon takes, and the shapes of the two towers."""
+    """Parameters by group ("vision", "projector", "language"), those that Muon takes, the shapes of the two towers, and by
+    group the sum of rows and columns of all linear layers: an adapter of rank 1 has so many numbers."""
 
     parameters: Mapping[str, int]
     matrices: Mapping[str, int]
     language: Tower
     vision: Tower
+    edges: Mapping[str, int]
 
     @property
     def total(self) -> int:
@@ -129,6 +131,10 @@ def sizes(model: Known) -> Sizes:
         group = model.family.group_of(name)
         parameters[group] += one.numel()
         matrices[group] += one.numel() if is_hidden_matrix(name, one) else 0
+    edges = Counter[str]()
+    for name, module in made.named_modules():
+        if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head"):
+            edges[model.family.group_of(f"{name}.weight")] += module.in_features + module.out_features
     text, vision = config.get_text_config().to_dict(), config.vision_config.to_dict()
     head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     linear = not model.family.can_share_prefix
@@ -141,4 +147,4 @@ def sizes(model: Known) -> Sizes:
     width = int(width or vision["hidden_size"])
     inner = vision.get("intermediate_size") or int(width * vision.get("mlp_ratio", 4))
     tower = Tower(vision["depth"], width, width, _kept(width, inner, width, width))
-    return Sizes(parameters, matrices, language, tower)
+    return Sizes(parameters, matrices, language, tower, edges)

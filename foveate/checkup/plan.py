@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..train.config import RunConfig
 from ..train.engine_settings import ServersEnginePart, VLLMEnginePart
+from ..train.lora_settings import lora_targets
 from ..vlm.records import View
 from ..vlm.render import Renderer
 from .findings import Finding, gib
@@ -111,24 +112,27 @@ def memory(config: RunConfig, sizes: Sizes, step: Step, sharing: Sharing, cuda: 
     part = config.model
     held = 4 if part.dtype == "float32" else 2
     narrow = _narrow(config, cuda)
-    rested = set(part.freeze)
-    trained = sum(number for group, number in sizes.parameters.items() if group not in rested)
-    matrices = sum(number for group, number in sizes.matrices.items() if group not in rested)
+    learning = _trained(config, sizes)
+    trained = sum(learning.values())
+    matrices = sum(number for group, number in sizes.matrices.items() if group in learning)
+    quantized = part.lora is not None and part.lora.quantize != "none"
     all_share = sharing.ranks if sharing.zero >= 3 else 1
     update_share = sharing.ranks if sharing.zero >= 2 else 1
     states = (matrices + 2 * (trained - matrices)) if config.optimizer.name == "muon" else 2 * trained
-    masters = trained if held == 2 else 0  # float32 copies that the optimizer steps on
+    masters = trained if held == 2 and part.lora is None else 0  # float32 copies that the optimizer steps on
     found = {
-        "weights": sizes.total * held // all_share,
-        "bfloat16 copies": sizes.total * 2 // all_share if narrow < held else 0,
-        "gradients": trained * held // update_share,
+        "weights": _weights(config, sizes, held) // all_share,
+        "bfloat16 copies": sizes.total * 2 // all_share if narrow < held and not quantized else 0,
+        "gradients": trained * (4 if part.lora is not None else held) // update_share,
         "optimizer": 0 if sharing.offload else 4 * (states + masters) // update_share,
     }
     if _has_copy(config):  # whole on every rank, whatever ZeRO shares
         hosted = config.teacher.offload == "host"
         on_device = _passing(sizes, narrow) if cuda else teacher_host_bytes(config, sizes, narrow)
         found["teacher"] = on_device if hosted else sizes.total * (4 if config.teacher.path else held)
-    vision_rests = {"vision", "projector"} <= rested
+    elif config.teacher.follows and config.needs_teacher:
+        found["teacher"] = 4 * trained  # adapters beside the student's base
+    vision_rests = learning.keys() <= {"language"}
     found["activations"] = activations(sizes.language, step.peak, narrow, held, part.gradient_checkpointing)
     if not vision_rests:
         found["vision activations"] = activations(sizes.vision, step.patches, narrow, held, part.gradient_checkpointing)
@@ -144,8 +148,26 @@ def _narrow(config: RunConfig, cuda: bool) -> int:
     return 2 if part.dtype == "bfloat16" or part.compute == "bfloat16" or (cuda and part.compute == "auto") else 4
 
 
+def _trained(config: RunConfig, sizes: Sizes) -> dict[str, int]:
+    """Numbers that are trained, by group; of adapters without ``modules_to_save``."""
+    lora = config.model.lora
+    if lora is not None:
+        return {group: sizes.edges[group] * (lora.rank + lora.dora) for group in lora_targets(config)}
+    return {group: number for group, number in sizes.parameters.items() if group not in config.model.freeze}
+
+
+def _weights(config: RunConfig, sizes: Sizes, held: int) -> int:
+    """Bytes of the model itself. NF4, doubly quantised, takes 4.127 bits (QLoRA, 2305.14314, section 3)."""
+    lora = config.model.lora
+    share = {"4bit": 4.127 / 8, "8bit": 1.0}.get(lora.quantize if lora is not None else "none", held)
+    matrices = sum(sizes.matrices.values())
+    return round(matrices * share) + (sizes.total - matrices) * held
+
+
 def _has_copy(config: RunConfig) -> bool:
-    """Whether there are weights besides the student's: a teacher's, or those of a reference."""
+    """Whether there are whole weights besides the student's: a teacher's, or those of a reference."""
+    if config.model.lora is not None and config.teacher.path is None:
+        return False  # the base itself
     own_teacher = config.needs_teacher and config.teacher.weights != "current"
     reference = config.grpo is not None and config.grpo.kl != "none" and config.teacher.weights == "current"
     return own_teacher or reference
@@ -181,9 +203,12 @@ def _engine(
 
 
 def checkpoint_bytes(config: RunConfig, sizes: Sizes) -> int:
-    """One checkpoint on disk: weights, optimizer, and a teacher that changes."""
+    """One checkpoint on disk: weights (of a student with adapters these alone), optimizer, and a teacher that changes."""
     held = 4 if config.model.dtype == "float32" else 2
-    trained = sum(number for group, number in sizes.parameters.items() if group not in config.model.freeze)
+    trained = sum(_trained(config, sizes).values())
+    if config.model.lora is not None:
+        follows = config.needs_teacher and config.teacher.follows
+        return trained * (12 + 4 * follows) if config.teacher.path is None else trained * 12 + follows * sizes.total * 4
     teacher = sizes.total * held if config.needs_teacher and config.teacher.follows else 0
     return sizes.total * held + trained * (8 if held == 4 else 12) + teacher
 
@@ -286,15 +311,14 @@ def mends(config: RunConfig, found: Mapping[str, int], on_gpu: bool) -> str:
         ways.append("model.freeze=[vision]")
     if found.get("teacher") and on_gpu and _can_offload(config):
         ways.append("teacher.offload=host (its weights rest in the host's memory; each pass fetches them)")
-    if found.get("teacher"):
-        ways.append("a frozen base as the teacher of adapters (no second copy)")
+    if found.get("teacher") and config.model.lora is None:
+        ways.append("model.lora with a frozen base as the teacher of adapters (no second copy)")
     ways.append("more GPUs with ZeRO-3 (launch/eight_gpus.sh)" if on_gpu else "a machine with a GPU")
     return "; ".join(ways)
 
 
 def _can_offload(config: RunConfig) -> bool:
-    own = config.model.lora is None or config.teacher.path is not None
-    return config.teacher.offload == "none" and config.sampling.player == "student" and own
+    return _has_copy(config) and config.teacher.offload == "none" and config.sampling.player == "student"
 
 
 def disk(config: RunConfig, sizes: Sizes, machine: Machine, run: Path, before: int = 0) -> Finding:
